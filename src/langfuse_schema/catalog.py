@@ -1,0 +1,274 @@
+"""A database as it is: pg_catalog read into plain values, the one way to read a database.
+
+Definitions are PostgreSQL's own printed text (pg_get_constraintdef, pg_get_indexdef,
+pg_get_expr), taken with search_path pinned to pg_catalog, so that every name of a user's schema
+is spelled out. That text is the same on PostgreSQL 14 to 18 for everything we make.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; `generated` is '' or the letter of pg_attribute (identity or generated)."""
+
+    name: str
+    type: str
+    nullable: bool
+    default: str | None = None
+    generated: str = ""
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A primary key, unique, foreign key, check or exclusion constraint."""
+
+    name: str
+    definition: str
+    validated: bool = True
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, those of primary keys and unique constraints included."""
+
+    name: str
+    definition: str
+    valid: bool = True
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A row level security policy."""
+
+    name: str
+    command: str
+    permissive: bool
+    roles: tuple[str, ...]
+    using: str | None
+    check: str | None
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One privilege of one role, on the table or on one column; PUBLIC is the role 'PUBLIC'."""
+
+    role: str
+    privilege: str
+    column: str | None = None
+    grantable: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, view or sequence with all that hangs on it; `kind` is pg_class.relkind."""
+
+    schema: str
+    name: str
+    kind: str = "r"
+    owner: str = ""
+    persistence: str = "p"
+    row_security: bool = False
+    force_row_security: bool = False
+    parents: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+    indexes: tuple[Index, ...] = ()
+    policies: tuple[Policy, ...] = ()
+    grants: frozenset[Grant] = frozenset()
+    triggers: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+    @property
+    def qualified_name(self) -> str:
+        """`schema.name`, the key of `Catalog.tables`."""
+        return f"{self.schema}.{self.name}"
+
+    def column(self, name: str) -> Column | None:
+        """The column of that name, if there is one."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def index(self, name: str) -> Index | None:
+        """The index of that name, if there is one."""
+        return next((index for index in self.indexes if index.name == name), None)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What a database holds outside the system schemas."""
+
+    tables: dict[str, Table] = field(default_factory=dict)
+    schemas: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, str] = field(default_factory=dict)
+
+
+_OURS_OR_ALL = """
+    n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+    AND (CAST(:names AS text[]) IS NULL OR n.nspname || '.' || c.relname = ANY (:names))
+"""
+
+_FROM = "FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+
+_QUERIES = {
+    "tables": f"""
+        SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
+               pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
+               ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits AS i
+                     JOIN pg_class AS p ON p.oid = i.inhparent
+                     JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+                     WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents
+        {_FROM} WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}
+        ORDER BY n.nspname, c.relname""",
+    "columns": f"""
+        SELECT c.oid, a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+               pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text || a.attidentity::text
+        {_FROM} JOIN pg_attribute AS a ON a.attrelid = c.oid
+        LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+        AND {_OURS_OR_ALL} ORDER BY c.oid, a.attnum""",
+    # PostgreSQL 18 lists NOT NULL among the constraints; the columns say it already.
+    "constraints": f"""
+        SELECT c.oid, k.conname, pg_get_constraintdef(k.oid), k.convalidated
+        {_FROM} JOIN pg_constraint AS k ON k.conrelid = c.oid
+        WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND {_OURS_OR_ALL}
+        ORDER BY c.oid, k.conname""",
+    "indexes": f"""
+        SELECT c.oid, x.relname, pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
+        {_FROM} JOIN pg_index AS i ON i.indrelid = c.oid
+        JOIN pg_class AS x ON x.oid = i.indexrelid
+        WHERE {_OURS_OR_ALL} ORDER BY c.oid, x.relname""",
+    "policies": f"""
+        SELECT c.oid, p.polname,
+               CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE'
+                             WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
+               p.polpermissive,
+               ARRAY(SELECT CASE r WHEN 0 THEN 'public' ELSE pg_get_userbyid(r)::text END
+                     FROM unnest(p.polroles) AS r ORDER BY 1),
+               pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)
+        {_FROM} JOIN pg_policy AS p ON p.polrelid = c.oid
+        WHERE {_OURS_OR_ALL} ORDER BY c.oid, p.polname""",
+    "grants": f"""
+        SELECT c.oid, CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee) END,
+               e.privilege_type, e.attname, e.is_grantable
+        {_FROM} CROSS JOIN LATERAL (
+            SELECT NULL AS attname, t.* FROM aclexplode(coalesce(c.relacl, acldefault(
+                CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))) AS t
+            UNION ALL
+            SELECT a.attname::text, t.* FROM pg_attribute AS a, aclexplode(a.attacl) AS t
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS e
+        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}""",
+    # A disabled trigger does not show in its definition.
+    "triggers": f"""
+        SELECT c.oid, pg_get_triggerdef(t.oid) || ' [' || t.tgenabled::text || ']'
+        {_FROM} JOIN pg_trigger AS t ON t.tgrelid = c.oid
+        WHERE NOT t.tgisinternal AND {_OURS_OR_ALL} ORDER BY c.oid, t.tgname""",
+    "rules": f"""
+        SELECT c.oid, pg_get_ruledef(r.oid)
+        {_FROM} JOIN pg_rewrite AS r ON r.ev_class = c.oid
+        WHERE {_OURS_OR_ALL} ORDER BY c.oid, r.rulename""",
+}
+
+_SCHEMAS = """
+    SELECT n.nspname, pg_get_userbyid(n.nspowner) || ': ' || coalesce(
+        (SELECT string_agg(e.grantee::regrole::text || ' ' || e.privilege_type, ', '
+                           ORDER BY e.grantee::regrole::text, e.privilege_type)
+         FROM aclexplode(n.nspacl) AS e), '')
+    FROM pg_namespace AS n
+    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+"""
+
+_FUNCTIONS = """
+    SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner) || ': '
+           || coalesce(p.proacl::text, '') || ' ' || pg_get_functiondef(p.oid)
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND p.prokind <> 'a'
+    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
+def read(connection: Connection, names: Collection[str] | None = None) -> Catalog:
+    """Read the catalog of the connection's database.
+
+    Takes ACCESS SHARE on the tables it reads for as long as the caller's transaction lasts, so
+    it waits behind a migration as long as the caller's lock_timeout lets it. Needs no privilege
+    beyond CONNECT.
+
+    Arguments:
+        connection: a connection to any PostgreSQL from 14 on.
+        names: read only these tables, `schema.table`; None reads all tables, schemas and
+            functions outside the system schemas.
+
+    Returns:
+        The catalog, equal for databases that are equal, whatever their object ids.
+    """
+    with _pinned_search_path(connection):
+        parts = {part: _grouped(connection, part, names) for part in _QUERIES if part != "tables"}
+        parameters = {"names": None if names is None else list(names)}
+        rows = connection.execute(text(_QUERIES["tables"]), parameters)
+        tables = [_table(row, parts) for row in rows]
+        return Catalog(
+            tables={table.qualified_name: table for table in tables},
+            schemas={} if names is not None else _pairs(connection, _SCHEMAS),
+            functions={} if names is not None else _pairs(connection, _FUNCTIONS),
+        )
+
+
+@contextmanager
+def _pinned_search_path(connection: Connection) -> Iterator[None]:
+    before = connection.execute(text("SELECT pg_catalog.current_setting('search_path')")).scalar()
+    change = text("SELECT pg_catalog.set_config('search_path', :path, true)")
+    connection.execute(change, {"path": "pg_catalog"})
+    yield
+    connection.execute(change, {"path": before})
+
+
+def _grouped(
+    connection: Connection, part: str, names: Collection[str] | None
+) -> dict[int, list[tuple[Any, ...]]]:
+    found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    parameters = {"names": None if names is None else list(names)}
+    for table, *values in connection.execute(text(_QUERIES[part]), parameters):
+        found[table].append(tuple(values))
+    return found
+
+
+def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Table:  # noqa: ANN401 - a row of a textual query has no static type
+    def of(part: str) -> list[tuple[Any, ...]]:
+        return parts[part].get(row.oid, [])
+
+    return Table(
+        schema=row.nspname,
+        name=row.relname,
+        kind=row.relkind,
+        owner=row.owner,
+        persistence=row.relpersistence,
+        row_security=row.relrowsecurity,
+        force_row_security=row.relforcerowsecurity,
+        parents=tuple(row.parents),
+        columns=tuple(Column(*values) for values in of("columns")),
+        constraints=tuple(Constraint(*values) for values in of("constraints")),
+        indexes=tuple(Index(*values) for values in of("indexes")),
+        policies=tuple(
+            Policy(name, command, permissive, tuple(roles), using, check)
+            for name, command, permissive, roles, using, check in of("policies")
+        ),
+        grants=frozenset(Grant(*values) for values in of("grants")),
+        triggers=tuple(definition for (definition,) in of("triggers")),
+        rules=tuple(definition for (definition,) in of("rules")),
+    )
+
+
+def _pairs(connection: Connection, query: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in connection.execute(text(query))}

@@ -1,0 +1,153 @@
+"""The command line `langfuse-schema`: Alembic's own over the packaged revisions, and ours."""
+
+from __future__ import annotations
+
+import sys
+from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import CommandLine, Config
+from alembic.util import CommandError
+
+from langfuse_schema import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ALEMBIC_COMMANDS = (
+    command.upgrade,
+    command.downgrade,
+    command.current,
+    command.history,
+    command.heads,
+    command.show,
+    command.check,
+    command.stamp,
+)
+"""Those that make sense over revisions which somebody else maintains."""
+
+_FAILED = 1
+_CANNOT_RUN = 2
+_INTERRUPTED = 130
+
+_DESCRIPTION = """\
+The Langfuse tables of a Supabase app, as Alembic revisions.
+
+The database is the first that is set: -x url=…, DATABASE_URL; -x embedded=true starts a
+throw-away PostgreSQL of its own."""
+
+_EXAMPLES = """\
+examples:
+  langfuse-schema preflight               would an upgrade succeed? changes nothing
+  langfuse-schema upgrade head            migrate, or find nothing to do
+  langfuse-schema upgrade head --sql      print the SQL instead
+  langfuse-schema downgrade -1            take the newest revision back
+  langfuse-schema dev                     a database to play with; Ctrl-C stops it"""
+
+
+class _CommandLine(CommandLine):
+    """Alembic's command line without the commands that would write into site-packages."""
+
+    def __init__(self) -> None:
+        self.parser = ArgumentParser(
+            prog="langfuse-schema",
+            description=_DESCRIPTION,
+            epilog=_EXAMPLES,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        self.parser.add_argument("--version", action="store_true", help="print the version")
+        self.parser.add_argument(
+            "-x",
+            action="append",
+            metavar="NAME=VALUE",
+            help="url, embedded, lock_timeout (500ms), lock_deadline (10min)",
+        )
+        self.parser.add_argument(
+            "--raiseerr", action="store_true", help="show a traceback with an error"
+        )
+        self.parser.add_argument("-q", "--quiet", action="store_true", help="print less")
+        self.subparsers = self.parser.add_subparsers(metavar="COMMAND")
+        for function in _ALEMBIC_COMMANDS:
+            self.register_command(function)
+        self._add_preflight()
+        self._add_dev()
+
+    def _add_preflight(self) -> None:
+        parser = self.subparsers.add_parser(
+            "preflight", help="Find what would make an upgrade fail; change nothing."
+        )
+        parser.add_argument("--format", choices=("text", "json"), default="text")
+        parser.set_defaults(cmd=(_preflight, [], ["format"]))
+
+    def _add_dev(self) -> None:
+        parser = self.subparsers.add_parser(
+            "dev",
+            help="Run the embedded database until Ctrl-C, or as long as a command runs.",
+            description="Run the embedded database: without a command until Ctrl-C, with one as"
+            " long as it runs, with DATABASE_URL and the variables of libpq set for it.",
+            epilog="examples:\n  langfuse-schema dev\n  langfuse-schema dev psql -c '\\dt'",
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("command", nargs=REMAINDER, help="a command and its arguments")
+        parser.set_defaults(cmd=(_dev, ["command"], []))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit with the code of its command.
+
+    Arguments:
+        arguments: without the program's name; those of the process if None.
+    """
+    line = _CommandLine()
+    options = line.parser.parse_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print("langfuse-schema", version("langfuse-schema"))
+        return
+    if not hasattr(options, "cmd"):
+        line.parser.error("a command is missing; --help lists them")
+    sys.exit(_run(Config(migrations.config_file(), cmd_opts=options), options))
+
+
+def _run(config: Config, options: Namespace) -> int:
+    function, positional, keywords = options.cmd
+    values: dict[str, Any] = vars(options)
+    try:
+        code = function(
+            config,
+            *[values.get(name) for name in positional],
+            **{name: values.get(name) for name in keywords},
+        )
+    except CommandError as error:
+        if options.raiseerr:
+            raise
+        print("FAILED:", error, file=sys.stderr)
+        ours = function in (_preflight, _dev)
+        return _CANNOT_RUN if ours else _FAILED
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return _INTERRUPTED
+    return int(code or 0)
+
+
+def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's name
+    migrations.configure_logging(config)
+    report = migrations.preflight_report(config)
+    print(report.as_json() if format == "json" else report.as_text())
+    return 0 if report.ok else _FAILED
+
+
+def _dev(_config: Config, command_line: list[str]) -> int:
+    from langfuse_schema import embedded
+
+    base = migrations.checkout() or Path.cwd()
+    try:
+        if command_line:
+            return embedded.run(base, command_line)
+        embedded.dev(base, print)
+    except embedded.EmbeddedError as error:
+        raise CommandError(str(error)) from error
+    return 0

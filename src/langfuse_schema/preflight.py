@@ -1,0 +1,426 @@
+"""Before an upgrade: can this database take it? Everything is checked, nothing is changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import text
+
+from langfuse_schema import access, catalog, declaration, tables
+from langfuse_schema.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+VERSION_SCHEMA = "langfuse_migrations"
+VERSION_TABLE = "alembic_version"
+OLDEST_SERVER = 14
+
+_OURS = tuple(f"public.{name}" for name in access.TABLES)
+_APPS = tuple(f"public.{name}" for name in tables.APP_TABLES)
+
+
+def check(
+    connection: Connection, applied: Sequence[str], pending: Collection[str]
+) -> list[Finding]:
+    """Find what would make an upgrade fail.
+
+    Arguments:
+        connection: to the database; only read.
+        applied: the revisions that the version table names; empty before the first.
+        pending: the revisions that the upgrade would run.
+
+    Returns:
+        Findings, all of them; empty if the upgrade can go ahead.
+    """
+    found = catalog.read(connection, [*_OURS, *_APPS]).tables
+    findings = list(_server(connection))
+    if applied:
+        findings += _gone(found, applied[0])
+    if pending:
+        findings += _version_table(connection)
+    if declaration.CORE in pending:
+        findings += _users(connection)
+        findings += _schema_public(connection)
+        findings += _already_there(connection, found)
+    if declaration.LINKS in pending:
+        findings += _app_tables(connection, found)
+    if declaration.POLICIES in pending:
+        findings += _uid(connection)
+        if declaration.CORE not in pending:
+            findings += _policies(found)
+    return findings
+
+
+def applied_revision(connection: Connection) -> str | None:
+    """Read the revision of a database; None before the first upgrade.
+
+    Arguments:
+        connection: to the database; only read.
+    """
+    there = connection.execute(
+        text(
+            "SELECT count(*) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = :schema AND c.relname = :table"
+        ),
+        {"schema": VERSION_SCHEMA, "table": VERSION_TABLE},
+    ).scalar()
+    if not there:
+        return None
+    revision = connection.execute(
+        text(f"SELECT version_num FROM {VERSION_SCHEMA}.{VERSION_TABLE}")
+    ).scalar()
+    return None if revision is None else str(revision)
+
+
+def facts(connection: Connection) -> dict[str, Any]:
+    """Gather what is worth knowing before an upgrade, and no finding.
+
+    Arguments:
+        connection: to the database; only read.
+
+    Returns:
+        The server's version, database, role, the roles of the Data API that exist, and of
+        each of the app's tables the estimated rows and the size in bytes.
+    """
+    server = connection.execute(
+        text(
+            "SELECT current_setting('server_version') AS server, current_database() AS database,"
+            " current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles"
+            " WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles"
+        ),
+        {"roles": list(access.API_ROLES)},
+    ).one()
+    sizes = connection.execute(
+        text(
+            "SELECT n.nspname || '.' || c.relname, greatest(c.reltuples, 0)::bigint,"
+            " pg_total_relation_size(c.oid)"
+            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE n.nspname || '.' || c.relname = ANY (:names) ORDER BY 1"
+        ),
+        {"names": list(_APPS)},
+    )
+    tables_of_app = {name: {"rows": rows, "bytes": size} for name, rows, size in sizes}
+    return {**server._asdict(), "app_tables": tables_of_app}
+
+
+def check_writable(connection: Connection) -> list[Finding]:
+    """Find what would make a stamp or a downgrade fail before it begins.
+
+    Arguments:
+        connection: to the database; only read.
+    """
+    return [*_server(connection), *_version_table(connection)]
+
+
+def unknown_revision(found: str, known: Sequence[str]) -> Finding:
+    """Say that the version table names a revision that this package does not have.
+
+    Arguments:
+        found: the revision in the database.
+        known: ours, oldest first.
+    """
+    return Finding(
+        "revision-unknown",
+        f"{VERSION_SCHEMA}.{VERSION_TABLE}",
+        found,
+        "one of " + ", ".join(known),
+        "a newer release migrated this database: pip install --upgrade langfuse-schema\n"
+        "or, if you know what the database holds: alembic stamp --purge REVISION",
+    )
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    version, read_only, recovering = connection.execute(
+        text(
+            "SELECT current_setting('server_version_num')::int / 10000,"
+            " current_setting('transaction_read_only') = 'on', pg_is_in_recovery()"
+        )
+    ).one()
+    if version < OLDEST_SERVER:
+        yield Finding(
+            "server-too-old",
+            "server_version",
+            f"PostgreSQL {version}",
+            f"PostgreSQL {OLDEST_SERVER} or newer",
+            "upgrade the server first",
+        )
+    if read_only:
+        where = "a standby server" if recovering else "a session that may only read"
+        yield Finding(
+            "session-read-only",
+            "transaction_read_only",
+            where,
+            "a session that may write",
+            "connect to the primary server, as a role without default_transaction_read_only = on",
+        )
+
+
+def _gone(found: dict[str, catalog.Table], applied: str) -> Iterator[Finding]:
+    expected = declaration.at(applied)
+    lost = [
+        name
+        for name, table in expected.items()
+        if name not in found
+        or (name in _APPS and found[name].column(table.columns[0].name) is None)
+    ]
+    if lost:
+        all_lost = set(_OURS) <= set(lost)
+        yield Finding(
+            "revision-without-tables",
+            f"{VERSION_SCHEMA}.{VERSION_TABLE}",
+            f"revision {applied}, but not what it made: "
+            + ", ".join(f"{name}.{tables.LINK_COLUMN}" if name in found else name for name in lost),
+            "what the revision made, or no revision",
+            "the tables were dropped or a restore left them out. To make them anew:\n"
+            "alembic stamp base && alembic upgrade head"
+            if all_lost
+            else "restore what is missing from a backup, or make it by hand from\n"
+            "alembic upgrade head --sql",
+        )
+
+
+def _version_table(connection: Connection) -> Iterator[Finding]:
+    there, may_create = connection.execute(
+        text(
+            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema),"
+            " has_database_privilege(current_database(), 'CREATE')"
+        ),
+        {"schema": VERSION_SCHEMA},
+    ).one()
+    if not there and not may_create:
+        yield _privilege(connection, "CREATE", "DATABASE", _current(connection, "database"))
+
+
+def _schema_public(connection: Connection) -> Iterator[Finding]:
+    allowed = connection.execute(
+        text(
+            "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = 'public'"
+        )
+    ).scalar()
+    if allowed is None:
+        yield Finding(
+            "schema-missing",
+            "public",
+            "no such schema",
+            "the schema public",
+            "CREATE SCHEMA public",
+        )
+    elif not allowed:
+        yield _privilege(connection, "CREATE", "SCHEMA", "public")
+
+
+def _users(connection: Connection) -> Iterator[Finding]:
+    users = connection.execute(
+        text(
+            """
+            SELECT c.oid, c.relkind::text AS kind, format_type(a.atttypid, a.atttypmod) AS type,
+                   EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique
+                           AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
+                           AND i.indkey[0] = a.attnum) AS is_key,
+                   has_schema_privilege(n.oid, 'USAGE') AS may_enter,
+                   has_column_privilege(c.oid, a.attnum, 'REFERENCES') AS may_refer
+            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attname = 'id'
+                 AND NOT a.attisdropped
+            WHERE n.nspname = 'auth' AND c.relname = 'users'
+            """
+        )
+    ).one_or_none()
+    expected = "a table of users with the key id uuid, as Supabase has it"
+    remedy = "connect to the Supabase database of the app, or make that table first"
+    if users is None:
+        yield Finding("users-table-missing", "auth.users", "no such table", expected, remedy)
+        return
+    kind = declaration.RELATION_KINDS.get(users.kind, users.kind)
+    if users.kind not in ("r", "p"):
+        yield Finding("users-table-differs", "auth.users", f"a {kind}", expected, remedy)
+        return
+    if users.type != "uuid" or not users.is_key:
+        described = f"id {users.type or 'missing'}, {'a' if users.is_key else 'not a'} key"
+        yield Finding("users-table-differs", "auth.users.id", described, expected, remedy)
+        return
+    if not users.may_enter:
+        yield _privilege(connection, "USAGE", "SCHEMA", "auth")
+    if not users.may_refer:
+        yield _privilege(connection, "REFERENCES (id)", "TABLE", "auth.users")
+
+
+def _already_there(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    ours = [name for name in _OURS if name in found]
+    if ours:
+        adopted = plan_revision(found)
+        if adopted:
+            yield Finding(
+                "plan-already-run",
+                ", ".join(ours),
+                f"what the plan's SQL makes up to {adopted}, but no revision",
+                "none of it, or the revision that it amounts to",
+                f"adopt it: alembic stamp {adopted} && alembic upgrade head",
+            )
+            return
+        yield from _in_the_way(found, ours)
+    yield from _names_taken(connection)
+
+
+def plan_revision(found: dict[str, catalog.Table]) -> str | None:
+    """Say up to which of its files somebody ran the plan's SQL by hand.
+
+    Arguments:
+        found: our tables and the app's, by `schema.table`.
+
+    Returns:
+        The newest of the plan's revisions whose tables, links and policies all stand as the
+        plan's SQL leaves them; None if there is none.
+    """
+    for revision in reversed(declaration.PLAN):
+        expected = declaration.at(revision)
+        if expected.keys() <= found.keys() and not any(
+            list(declaration.differences(table, found[name])) for name, table in expected.items()
+        ):
+            return revision
+    return None
+
+
+def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Finding]:
+    expected = declaration.at(declaration.CORE)
+    for name in ours:
+        differing = list(declaration.differences(expected[name], found[name]))
+        yield from differing
+        if not differing:
+            yield Finding(
+                "table-unexpected",
+                name,
+                "a table of that name, while others of the plan are missing or differ",
+                "none, or all four as the plan has them",
+                f"if it is a leftover, drop or rename it:\n"
+                f"ALTER TABLE {name} RENAME TO {found[name].name}_before",
+            )
+
+
+def _names_taken(connection: Connection) -> Iterator[Finding]:
+    """Find relations and types of other tables under the names of our tables and indexes."""
+    names = {
+        index.name: name
+        for name, table in declaration.at(declaration.CORE).items()
+        for index in table.indexes
+    } | {name.partition(".")[2]: name for name in _OURS}
+    rows = connection.execute(
+        text(
+            "SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name"
+            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
+            " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
+            " WHERE n.nspname = 'public' AND c.relname = ANY (:names)"
+        ),
+        {"names": list(names)},
+    )
+    for name, kind, table in rows:
+        if table is None and f"public.{name}" not in _OURS:
+            described = f"a {declaration.RELATION_KINDS.get(kind, 'relation')}"
+        elif table is not None and f"public.{table}" != names[name]:
+            described = f"an index of public.{table}"
+        else:
+            continue
+        yield Finding(
+            "name-taken",
+            f"public.{name}",
+            described,
+            f"the name free for {names[name]}",
+            f"rename it: ALTER {'INDEX' if table else 'TABLE'} public.{name}"
+            f" RENAME TO {name}_before",
+        )
+
+
+def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    expected = declaration.at(declaration.LINKS)
+    for name in _APPS:
+        table = found.get(name)
+        if table is None or table.kind != "r":
+            kind = declaration.RELATION_KINDS.get(table.kind, table.kind) if table else None
+            yield Finding(
+                "app-table-differs" if kind else "app-table-missing",
+                name,
+                f"a {kind}" if kind else "no such table",
+                "a table of the app, to which langfuse_trace_id is added",
+                "connect to the app's database, or run the app's own migrations first",
+            )
+            continue
+        member = connection.execute(
+            text("SELECT pg_has_role(CAST(:owner AS name), 'USAGE')"), {"owner": table.owner}
+        ).scalar()
+        if not member:
+            yield Finding(
+                "app-table-not-owned",
+                name,
+                f"owned by {table.owner}",
+                f"owned by {_current(connection, 'user')}, which is connected, or by a role that"
+                " it is a member of",
+                f'connect as {table.owner}, or: GRANT "{table.owner}" TO'
+                f' "{_current(connection, "user")}"',
+            )
+        yield from _half_made(expected[name], table)
+
+
+def _half_made(expected: catalog.Table, found: catalog.Table) -> Iterator[Finding]:
+    """What an interrupted run leaves is continued; any other shape is somebody else's."""
+    if found.column(tables.LINK_COLUMN) is None:
+        for index in expected.indexes:
+            if found.index(index.name):
+                yield from declaration.differences(expected, found)
+                return
+        return
+    for finding in declaration.differences(expected, found):
+        left_by_interruption = finding.code == "index-missing" or finding.found.endswith(" INVALID")
+        if not left_by_interruption:
+            yield finding
+
+
+def _uid(connection: Connection) -> Iterator[Finding]:
+    there = connection.execute(
+        text(
+            "SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
+            " WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0"
+            " AND p.prorettype = 'uuid'::regtype"
+        )
+    ).scalar()
+    if not there:
+        yield Finding(
+            "uid-function-missing",
+            "auth.uid()",
+            "no such function",
+            "a function without arguments that returns the uuid of the signed-in user",
+            "connect to the Supabase database of the app, or make that function first",
+        )
+
+
+def _policies(found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    for policy in access.POLICIES:
+        table = found.get(f"public.{policy.table}")
+        there = table and next((p for p in table.policies if p.name == policy.name), None)
+        if there:
+            yield Finding(
+                "policy-unexpected",
+                f"public.{policy.table}: {policy.name}",
+                f"a policy of that name, USING {there.using} WITH CHECK {there.check}",
+                "none before revision " + declaration.POLICIES,
+                f'DROP POLICY "{policy.name}" ON public.{policy.table}',
+            )
+
+
+def _privilege(connection: Connection, privilege: str, kind: str, name: str) -> Finding:
+    role = _current(connection, "user")
+    return Finding(
+        "privilege-missing",
+        name,
+        f"{role} may not {privilege}",
+        f"{privilege} on {kind.lower()} {name}",
+        f'as its owner: GRANT {privilege} ON {kind} {name} TO "{role}"',
+    )
+
+
+def _current(connection: Connection, what: str) -> str:
+    function = {"user": "current_user", "database": "current_database()"}[what]
+    return str(connection.execute(text(f"SELECT {function}")).scalar())

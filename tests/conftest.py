@@ -1,0 +1,161 @@
+"""The server and the databases of the tests: real PostgreSQL, a clone for each test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pytest_postgresql import factories
+from sqlalchemy.engine import URL, make_url
+from support import SUPERUSER, Database
+
+from langfuse_schema import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+    from pytest_postgresql.executors import NoopExecutor
+
+POSTGRESQL = int(os.environ.get("LANGFUSE_SCHEMA_TEST_POSTGRESQL", "18"))
+"""Which version of the wheel's PostgreSQL the tests run on: 18 or 16."""
+
+_ROOMY = 1 << 30
+"""Bytes that a cluster with its clones may need; /dev/shm is 64 MB in plain containers."""
+
+_UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+@dataclass(frozen=True)
+class TestServer:
+    """What pytest-postgresql asks of a server that it did not start."""
+
+    __test__ = False
+
+    host: str
+    port: int
+    user: str = SUPERUSER
+    password: str = ""
+    options: str = ""
+    maintenance_dbname: str = "postgres"
+    template_dbname: str | None = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_foreign_database() -> Iterator[None]:
+    """Neither DATABASE_URL nor what libpq reads from the environment reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name == "DATABASE_URL" or name.startswith(("PG", "ALEMBIC")):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A folder that the server's account can reach, in memory if there is room."""
+    shm = Path("/dev/shm")
+    parent = shm if shm.is_dir() and shutil.disk_usage(shm).free > _ROOMY else None
+    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-", dir=parent))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def server(scratch: Path) -> Iterator[TestServer]:
+    """The server of this test process: ours, or the one that LANGFUSE_SCHEMA_TEST_URL names."""
+    configured = os.environ.get("LANGFUSE_SCHEMA_TEST_URL")
+    if configured:
+        url = make_url(configured)
+        host = url.host or str(url.query.get("host", "localhost"))
+        yield TestServer(host, url.port or 5432, url.username or SUPERUSER, url.password or "")
+        return
+    with embedded.start(
+        scratch / "server", version=POSTGRESQL, settings=_UNSAFE_AND_FAST
+    ) as started:
+        yield TestServer(started.host, started.port)
+
+
+def _prepare_restricted(**parameters: str) -> None:
+    _prepare(parameters, "restricted")
+
+
+def _prepare_legacy(**parameters: str) -> None:
+    _prepare(parameters, "legacy")
+
+
+def _prepare(parameters: dict[str, str], world: embedded.World) -> None:
+    url = _url(parameters["host"], int(parameters["port"]), parameters["dbname"], SUPERUSER)
+    embedded.prepare(url, default_privileges=world)
+
+
+def _url(host: str, port: int, database: str, user: str) -> URL:
+    return URL.create(
+        "postgresql+psycopg2",
+        username=user,
+        database=database,
+        query={"host": host, "port": str(port)},
+    )
+
+
+restricted_template = factories.postgresql_noproc(
+    dbname="restricted", load=[_prepare_restricted], depends_on="server"
+)
+legacy_template = factories.postgresql_noproc(
+    dbname="legacy", load=[_prepare_legacy], depends_on="server"
+)
+restricted_clone = factories.postgresql("restricted_template")
+legacy_clone = factories.postgresql("legacy_template")
+
+
+def _database(clone: Connection) -> Database:
+    name = clone.info.dbname
+    # A clone belongs to whoever made it; public belongs to the owner of the database.
+    clone.execute(f'ALTER DATABASE "{name}" OWNER TO postgres')
+    clone.commit()
+    return Database(_url(clone.info.host, clone.info.port, name, "postgres"))
+
+
+@pytest.fixture
+def database(restricted_clone: Connection) -> Database:
+    """A Supabase database with the app's rows, as new projects are: nothing granted by default."""
+    return _database(restricted_clone)
+
+
+@pytest.fixture
+def legacy_database(legacy_clone: Connection) -> Database:
+    """The same in the older world, where the API roles are granted everything by default."""
+    return _database(legacy_clone)
+
+
+@pytest.fixture(params=["restricted", "legacy"])
+def any_world(request: pytest.FixtureRequest) -> Database:
+    """Each of the two worlds of default privileges."""
+    return _database(request.getfixturevalue(f"{request.param}_clone"))
+
+
+@pytest.fixture
+def second_database(restricted_template: NoopExecutor) -> Iterator[Database]:
+    """Another clone, for what compares two databases."""
+    from pytest_postgresql.janitor import DatabaseJanitor
+
+    janitor = DatabaseJanitor(
+        user=restricted_template.user,
+        host=restricted_template.host,
+        port=restricted_template.port,
+        dbname=restricted_template.dbname + "_second",
+        template_dbname=restricted_template.template_dbname,
+        maintenance_dbname=restricted_template.maintenance_dbname,
+    )
+    with janitor:
+        url = _url(
+            restricted_template.host, int(restricted_template.port), janitor.dbname, SUPERUSER
+        )
+        Database(url).execute(f'ALTER DATABASE "{janitor.dbname}" OWNER TO postgres', SUPERUSER)
+        yield Database(url.set(username="postgres"))
