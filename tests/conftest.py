@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 POSTGRESQL = int(os.environ.get("LANGFUSE_SCHEMA_TEST_POSTGRESQL", "18"))
 """Which version of the wheel's PostgreSQL the tests run on: 18 or 16."""
 
+PASSWORD_ROLE = "with_password"
+"""The one role that our server asks for a password."""
+
 _ROOMY = 1 << 30
 """Bytes that a cluster with its clones may need; /dev/shm is 64 MB in plain containers."""
 
@@ -39,6 +42,7 @@ class TestServer:
 
     host: str
     port: int
+    programs: Path | None = None
     user: str = SUPERUSER
     password: str = ""
     options: str = ""
@@ -74,12 +78,26 @@ def server(scratch: Path) -> Iterator[TestServer]:
     if configured:
         url = make_url(configured)
         host = url.host or str(url.query.get("host", "localhost"))
-        yield TestServer(host, url.port or 5432, url.username or SUPERUSER, url.password or "")
+        yield TestServer(
+            host, url.port or 5432, user=url.username or SUPERUSER, password=url.password or ""
+        )
         return
     with embedded.start(
-        scratch / "server", version=POSTGRESQL, settings=_UNSAFE_AND_FAST
+        scratch / "server",
+        version=POSTGRESQL,
+        settings=_UNSAFE_AND_FAST,
+        host_based_authentication=[f"local all {PASSWORD_ROLE} scram-sha-256"],
     ) as started:
-        yield TestServer(started.host, started.port)
+        yield TestServer(started.host, started.port, started.bin)
+
+
+@pytest.fixture(scope="session")
+def psql(server: TestServer) -> str:
+    """psql of the wheel, or of the machine if the server is not ours."""
+    found = server.programs / "psql" if server.programs else shutil.which("psql")
+    if found is None:
+        pytest.skip("psql is not installed on this machine")
+    return str(found)
 
 
 def _prepare_restricted(**parameters: str) -> None:
@@ -159,3 +177,13 @@ def second_database(restricted_template: NoopExecutor) -> Iterator[Database]:
         )
         Database(url).execute(f'ALTER DATABASE "{janitor.dbname}" OWNER TO postgres', SUPERUSER)
         yield Database(url.set(username="postgres"))
+
+
+@pytest.fixture
+def password_role(database: Database) -> Iterator[str]:
+    """A role that must give the password `right`."""
+    if os.environ.get("LANGFUSE_SCHEMA_TEST_URL"):
+        pytest.skip("who must give a password is for the configured server to say")
+    database.execute(f"CREATE ROLE {PASSWORD_ROLE} LOGIN PASSWORD 'right'", SUPERUSER)
+    yield PASSWORD_ROLE
+    database.execute(f"DROP ROLE {PASSWORD_ROLE}", SUPERUSER)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
 
 from langfuse_schema import catalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sqlalchemy.engine import URL
 
 CHECKOUT = Path(__file__).parents[1]
 PLAN = Path(__file__).parent / "plan"

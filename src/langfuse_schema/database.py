@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from langfuse_schema.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+log = logging.getLogger("langfuse_schema")
 
 APPLICATION_NAME = "langfuse-schema"
 """What pg_stat_activity shows of our sessions, unless the URL says otherwise."""
@@ -188,12 +191,10 @@ def parse_url(url: str | URL, origin: str) -> URL:
     host = unquote(parsed.host) if parsed.host else parsed.host
     query = {_parameter(name): value for name, value in parsed.query.items()}
     known = {name: value for name, value in query.items() if _known_to_libpq(name)}
+    ignored = [name for name in query if name not in known]
+    if ignored:
+        log.info("parameters that libpq does not know are ignored: %s", ", ".join(ignored))
     return parsed.set(drivername=DRIVER, host=host, query=known)
-
-
-def ignored_parameters(url: str | URL) -> list[str]:
-    """Name the parameters of a URL that `parse_url` drops."""
-    return [name for name in make_url(url).query if not _known_to_libpq(_parameter(name))]
 
 
 def _parameter(name: str) -> str:
@@ -261,10 +262,12 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
     except DBAPIError as error:
         raise SchemaError([_connection_finding(engine.url, error)]) from error
     with connection:
-        # Our settings must not go back into the program's pool.
-        connection.detach()
         set_session(connection, options)
-        yield connection
+        try:
+            yield connection
+        finally:
+            # Our settings must not go back into the program's pool.
+            connection.invalidate()
 
 
 def _pin_search_path(driver_connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg2 has no types

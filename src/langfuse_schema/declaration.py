@@ -114,7 +114,8 @@ def _index(
     predicate = f" WHERE ({where})" if where else ""
     return catalog.Index(
         name,
-        f"CREATE {kind} {name} ON {_qualified(table)} USING btree ({', '.join(columns)}){predicate}",
+        f"CREATE {kind} {name} ON {_qualified(table)}"
+        f" USING btree ({', '.join(columns)}){predicate}",
     )
 
 

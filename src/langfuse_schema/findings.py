@@ -86,6 +86,7 @@ class SchemaError(CommandError):
     """
 
     def __init__(self, findings: Sequence[Finding]) -> None:
+        """Make one message of all findings."""
         super().__init__("\n".join(["", *(str(finding) for finding in findings)]))
         self.findings = tuple(findings)
 

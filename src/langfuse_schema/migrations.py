@@ -67,6 +67,16 @@ def config_file() -> Path:
     return packaged if packaged.exists() else Path(__file__).parents[2] / "alembic.ini"
 
 
+def revisions(config: Config | None = None) -> list[str]:
+    """List the ids of our revisions, oldest first.
+
+    Arguments:
+        config: Alembic's configuration; our own if None.
+    """
+    script = ScriptDirectory.from_config(config or Config(config_file()))
+    return [revision.revision for revision in script.walk_revisions()][::-1]
+
+
 def upgrade(
     target: str | URL | sa.Engine,
     revision: str = "head",
@@ -202,24 +212,34 @@ def run_online(context: EnvironmentContext, configure: Callable[..., None]) -> N
         # We make the version table ourselves: a command that only reads must write nothing.
         configure(connection=connection, dont_mutate=True)
         migration_context = context.get_context()
+        heads = _known_heads(context, migration_context)
         writing = "destination_rev" in migration_context.opts
-        if writing and not _prepare(context, migration_context, connection):
+        if writing and not _prepare(migration_context, heads, connection):
             return
         with context.begin_transaction():
             context.run_migrations()
 
 
+def _known_heads(
+    context: EnvironmentContext, migration_context: MigrationContext
+) -> tuple[str, ...]:
+    """The revision of the database; none if the command is about to erase it anyway."""
+    if migration_context.opts.get("purge"):
+        return ()
+    heads = migration_context.get_current_heads()
+    known = revisions(context.config)
+    for head in heads:
+        if head not in known:
+            raise SchemaError([preflight.unknown_revision(head, known)])
+    return heads
+
+
 def _prepare(
-    context: EnvironmentContext, migration_context: MigrationContext, connection: sa.Connection
+    migration_context: MigrationContext, heads: tuple[str, ...], connection: sa.Connection
 ) -> bool:
     """Check before anything is written; False if there is nothing to do."""
-    heads = migration_context.get_current_heads()
-    known = [script.revision for script in context.script.walk_revisions()][::-1]
     purging = bool(migration_context.opts.get("purge"))
-    unknown = [head for head in heads if head not in known]
-    if unknown and not purging:
-        raise SchemaError([preflight.unknown_revision(unknown[0], known)])
-    steps = list(migration_context.opts["fn"](() if purging else heads, migration_context))
+    steps = list(migration_context.opts["fn"](heads, migration_context))
     upgrades = [step for step in steps if isinstance(step, RevisionStep) and step.is_upgrade]
     if len(upgrades) == len(steps):
         pending = [step.revision.revision for step in upgrades]
@@ -243,8 +263,7 @@ def preflight_report(config: Config) -> Report:
     Raises:
         SchemaError: the database cannot be reached, or not read.
     """
-    script = ScriptDirectory.from_config(config)
-    known = [revision.revision for revision in script.walk_revisions()][::-1]
+    known = revisions(config)
     with _connection(config) as connection, database.errors_for_users("the database"):
         applied = preflight.applied_revision(connection)
         facts = preflight.facts(connection)
@@ -336,6 +355,7 @@ def _url(source: database.Source) -> Iterator[URL]:
 
 
 def _announce(url: URL, origin: str) -> None:
+    """Say which database it is; the password stays hidden."""
     log.info("database %s (%s)", url.render_as_string(hide_password=True), origin)
 
 

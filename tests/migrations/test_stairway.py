@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from alembic.script import ScriptDirectory
 from support import Database, insert_example_rows
 
 from langfuse_schema import catalog, migrations
 
-REVISIONS = [
-    script.revision
-    for script in ScriptDirectory(str(migrations.config_file().parent / "alembic")).walk_revisions()
-][::-1]
+REVISIONS = migrations.revisions()
 
 
 def without_version_table(found: catalog.Catalog) -> catalog.Catalog:

@@ -1,0 +1,37 @@
+# Everything that a person types. Python >= 3.10 with venv is all that must be there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow check clean
+
+## demo: migrate the embedded database, and show what came of it
+demo: .venv/embedded.stamp
+	$(BIN)/alembic -x embedded=true upgrade head
+	$(BIN)/alembic -x embedded=true current
+	$(BIN)/langfuse-schema dev psql -c '\dt public.*'
+
+## test: the fast tests
+test: .venv/dev.stamp
+	$(BIN)/pytest $(TESTS)
+
+## test-slow: the long proofs, and the revisions once more on PostgreSQL 16
+test-slow: .venv/dev.stamp
+	$(BIN)/pytest -m slow
+	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/migrations
+
+## check: lint, format and types
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+## clean: remove the virtual environment and the embedded database
+clean:
+	rm -rf .venv .langfuse-schema
+
+.venv/embedded.stamp .venv/dev.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "Python 3.10 or newer is needed. Name one: make PYTHON=python3.12 demo")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(basename $(@F))]'
+	@touch $@

@@ -1,0 +1,90 @@
+"""`--sql` prints what an online run does, for somebody else to run with psql."""
+
+from __future__ import annotations
+
+import pytest
+from support import LINKS, PLAN_REVISIONS, Database, alembic, run
+
+from langfuse_schema import migrations
+
+
+def run_script(psql: str, database: Database, script: str) -> None:
+    outcome = run(
+        psql,
+        "--no-psqlrc",
+        "--set=ON_ERROR_STOP=1",
+        "--quiet",
+        f"--host={database.url.query['host']}",
+        f"--port={database.url.query['port']}",
+        "--username=postgres",
+        f"--dbname={database.url.database}",
+        stdin=script,
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert "ERROR" not in outcome.stderr
+
+
+def printed(*arguments: str) -> str:
+    # An address where nobody listens: nothing may be asked of a database.
+    outcome = alembic(
+        None, *arguments, "--sql", DATABASE_URL="postgresql://nobody@127.0.0.1:1/nowhere"
+    )
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_the_script_makes_what_an_online_run_makes(any_world: Database, psql: str) -> None:
+    run_script(psql, any_world, printed("upgrade", "head"))
+    scripted = any_world.catalog()
+    migrations.downgrade(any_world.url, "base")
+    migrations.upgrade(any_world.url)
+    assert any_world.catalog() == scripted
+    assert alembic(any_world, "current").stdout.endswith("(head)\n")
+
+
+@pytest.mark.parametrize("position", range(len(PLAN_REVISIONS)))
+def test_scripts_go_step_by_step_in_both_directions(
+    database: Database, psql: str, position: int
+) -> None:
+    below = PLAN_REVISIONS[position - 1] if position else "base"
+    migrations.upgrade(database.url, PLAN_REVISIONS[position])
+    above_catalog = database.catalog()
+    migrations.downgrade(database.url, below)
+    below_catalog = database.catalog()
+    up = printed("upgrade", f"{below}:{PLAN_REVISIONS[position]}")
+    if below == "base":
+        # The script makes the version table, which the online run left behind.
+        database.execute("DROP SCHEMA langfuse_migrations CASCADE")
+    run_script(psql, database, up)
+    assert database.catalog() == above_catalog
+    down = printed("downgrade", f"{PLAN_REVISIONS[position]}:{below}")
+    run_script(psql, database, down)
+    assert database.catalog() == below_catalog
+
+
+def test_the_script_sets_its_timeouts() -> None:
+    script = alembic(None, "-x", "lock_timeout=2s", "upgrade", "head", "--sql").stdout
+    assert "SET lock_timeout = '2000ms';" in script
+    assert "SET statement_timeout = 0;" in script
+
+
+def test_a_script_repairs_an_invalid_index(database: Database, psql: str) -> None:
+    migrations.upgrade(database.url, LINKS)
+    undisturbed = database.catalog()
+    database.execute(
+        "UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = 'idx_reflections_langfuse_trace_id'::regclass",
+        "supabase_admin",
+    )
+    database.execute(
+        "UPDATE langfuse_migrations.alembic_version SET version_num = '20251113000003'"
+    )
+    script = printed("upgrade", f"20251113000003:{LINKS}")
+    run_script(psql, database, script)
+    assert database.catalog() == undisturbed
+
+
+def test_nothing_is_doubled_or_bound() -> None:
+    script = printed("upgrade", "head")
+    assert "%%" not in script
+    assert "%(" not in script

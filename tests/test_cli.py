@@ -1,0 +1,182 @@
+"""The commands do what an Alembic user expects; those that read write nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from support import CORE, Database, Outcome, alembic, langfuse_schema
+
+from langfuse_schema import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Command = Callable[..., Outcome]
+
+HEAD = migrations.revisions()[-1]
+
+both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schema])
+
+
+@both_command_lines
+def test_up_and_down(database: Database, command: Command) -> None:
+    assert command(database, "upgrade", "head").code == 0
+    assert command(database, "current").stdout == f"{HEAD} (head)\n"
+    assert command(database, "downgrade", "-1").code == 0
+    assert command(database, "current").stdout == f"{migrations.revisions()[-2]}\n"
+    assert command(database, "downgrade", "base").code == 0
+    assert command(database, "current").stdout == ""
+
+
+@both_command_lines
+def test_nothing_to_do_is_success(database: Database, command: Command) -> None:
+    migrations.upgrade(database.url)
+    before = database.catalog()
+    outcome = command(database, "upgrade", "head")
+    assert outcome.code == 0
+    assert "Running" not in outcome.stderr
+    assert database.catalog() == before
+
+
+@both_command_lines
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("current",),
+        ("history",),
+        ("history", "--indicate-current"),
+        ("heads",),
+        ("show", CORE),
+        ("upgrade", "head", "--sql"),
+        ("downgrade", f"{HEAD}:base", "--sql"),
+    ],
+    ids=" ".join,
+)
+def test_reading_commands_write_nothing_even_before_the_first_upgrade(
+    database: Database, command: Command, arguments: tuple[str, ...]
+) -> None:
+    before = database.catalog()
+    outcome = command(database, *arguments)
+    assert outcome.code == 0, outcome.stderr
+    assert database.catalog() == before
+
+
+@both_command_lines
+def test_check_before_the_first_upgrade_fails_and_writes_nothing(
+    database: Database, command: Command
+) -> None:
+    before = database.catalog()
+    outcome = command(database, "check")
+    assert outcome.code != 0
+    assert "Traceback" not in outcome.stderr
+    assert database.catalog() == before
+
+
+@both_command_lines
+def test_downgrade_before_the_first_upgrade_does_nothing(
+    database: Database, command: Command
+) -> None:
+    before = database.catalog()
+    assert command(database, "downgrade", "base").code == 0
+    assert database.catalog() == before
+
+
+@both_command_lines
+def test_results_go_to_stdout_and_status_to_stderr(database: Database, command: Command) -> None:
+    outcome = command(database, "upgrade", "head")
+    assert outcome.stdout == ""
+    assert str(database.url.database) in outcome.stderr
+    outcome = command(database, "history")
+    assert outcome.stdout.count("->") == len(migrations.revisions())
+
+
+@both_command_lines
+def test_the_password_is_never_shown(
+    database: Database, command: Command, password_role: str
+) -> None:
+    url = database.url.set(username=password_role, password="right")
+    outcome = command(None, "current", DATABASE_URL=url.render_as_string(hide_password=False))
+    assert outcome.code == 0
+    assert password_role in outcome.stderr
+    assert "right" not in outcome.stderr.replace("copyright", "")
+
+
+class TestBesideTheApp:
+    def test_check_sees_nothing_to_do_among_the_apps_tables(self, database: Database) -> None:
+        database.execute(
+            "CREATE TABLE public.alembic_version (version_num varchar(32) PRIMARY KEY);"
+            "INSERT INTO public.alembic_version VALUES ('app_42');"
+            "CREATE TABLE profiles (id uuid PRIMARY KEY, name text UNIQUE CHECK (name <> ''));"
+            "CREATE INDEX profiles_lower ON profiles (lower(name));"
+            "CREATE SCHEMA billing;"
+            "CREATE TABLE billing.langfuse_traces (id bigint);"
+            "ALTER TABLE reflections ADD profile_id uuid REFERENCES profiles (id);"
+            "CREATE INDEX ON reflections (profile_id);"
+        )
+        assert alembic(database, "upgrade", "head").code == 0
+        outcome = alembic(database, "check")
+        assert outcome.code == 0, outcome.stdout
+        assert outcome.stdout == "No new upgrade operations detected.\n"
+        assert database.execute("SELECT version_num FROM public.alembic_version") == [("app_42",)]
+
+    def test_check_sees_a_column_of_ours_that_is_gone(self, database: Database) -> None:
+        migrations.upgrade(database.url)
+        database.execute("ALTER TABLE langfuse_traces DROP COLUMN tags")
+        outcome = alembic(database, "check")
+        assert outcome.code != 0
+        assert "tags" in outcome.stdout
+
+    def test_check_sees_a_link_that_is_gone(self, database: Database) -> None:
+        migrations.upgrade(database.url)
+        database.execute("ALTER TABLE reflections DROP COLUMN langfuse_trace_id")
+        assert "langfuse_trace_id" in alembic(database, "check").stdout
+
+
+class TestOurCommandLine:
+    def test_commands_that_would_write_into_the_package_are_not_there(self) -> None:
+        text = langfuse_schema(None, "--help").stdout
+        for name in ("upgrade", "downgrade", "stamp", "preflight", "dev"):
+            assert f"\n    {name} " in text
+        for name in ("init", "revision", "merge", "edit"):
+            assert f"\n    {name} " not in text
+            assert langfuse_schema(None, name).code == 2
+
+    def test_version(self) -> None:
+        assert langfuse_schema(None, "--version").stdout == "langfuse-schema 0.1.0\n"
+
+    def test_no_command(self) -> None:
+        outcome = langfuse_schema(None)
+        assert outcome.code == 2
+        assert "--help lists them" in outcome.stderr
+
+
+class TestPreflight:
+    def test_a_healthy_database(self, database: Database) -> None:
+        before = database.catalog()
+        outcome = langfuse_schema(database, "preflight", "--format", "json")
+        report = json.loads(outcome.stdout)
+        assert outcome.code == 0
+        assert (report["ok"], report["revision"], report["findings"]) == (True, None, [])
+        assert report["facts"]["role"] == "postgres"
+        assert report["facts"]["app_tables"]["public.reflections"]["bytes"] > 0
+        assert database.catalog() == before
+
+    def test_errors_are_findings(self, database: Database) -> None:
+        database.execute("DROP TABLE reflections")
+        outcome = langfuse_schema(database, "preflight", "--format", "json")
+        (finding,) = json.loads(outcome.stdout)["findings"]
+        assert outcome.code == 1
+        assert set(finding) == {"code", "severity", "object", "found", "expected", "remedy"}
+        assert (finding["code"], finding["object"]) == ("app-table-missing", "public.reflections")
+
+    def test_no_database_is_exit_2(self) -> None:
+        outcome = langfuse_schema(None, "preflight", DATABASE_URL="postgresql://x@127.0.0.1:1/x")
+        assert outcome.code == 2
+        assert "server-unreachable" in outcome.stderr
+
+    def test_text(self, database: Database) -> None:
+        migrations.upgrade(database.url, CORE)
+        outcome = langfuse_schema(database, "preflight")
+        assert outcome.stdout.endswith("0 errors, 0 warnings\n")

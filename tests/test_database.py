@@ -1,0 +1,200 @@
+"""Which database a command works on, in every spelling of its URL."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from support import Database, alembic
+
+from langfuse_schema import database as database_module
+from langfuse_schema import migrations
+from langfuse_schema.database import Options, find_source, parse_options, parse_url
+from langfuse_schema.findings import SchemaError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+URL = "postgresql://u:p@host:6432/app"
+
+
+class TestUrl:
+    @pytest.mark.parametrize(
+        "scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"]
+    )
+    def test_every_scheme_means_psycopg2(self, scheme: str) -> None:
+        parsed = parse_url(f"{scheme}://u:p@host:6432/app", "here")
+        assert parsed.render_as_string(False) == "postgresql+psycopg2://u:p@host:6432/app"
+
+    @pytest.mark.parametrize(
+        ("query", "kept"),
+        [
+            ("?pgbouncer=true&connection_limit=1&pool_timeout=0", {}),
+            ("?schema=public&statement_cache_size=0", {}),
+            ("?sslmode=require&supa=base-pooler.x", {"sslmode": "require"}),
+            ("?options=-c%20work_mem%3D4MB", {"options": "-c work_mem=4MB"}),
+            (
+                "?application_name=api&connect_timeout=3&target_session_attrs=read-write",
+                {
+                    "application_name": "api",
+                    "connect_timeout": "3",
+                    "target_session_attrs": "read-write",
+                },
+            ),
+            ("?ssl=require", {"sslmode": "require"}),
+        ],
+    )
+    def test_parameters_of_other_clients_are_dropped(
+        self, query: str, kept: dict[str, str]
+    ) -> None:
+        assert parse_url(URL + query, "here").query == kept
+
+    def test_dropped_parameters_are_named(self, database: Database) -> None:
+        url = database.url.update_query_dict({"pgbouncer": "true", "connection_limit": "1"})
+        outcome = alembic(None, "current", DATABASE_URL=url.render_as_string())
+        assert outcome.code == 0
+        assert "ignored: connection_limit, pgbouncer" in outcome.stderr
+
+    @pytest.mark.parametrize(
+        ("written", "password"),
+        [("50%25off", "50%off"), ("50%off", "50%off"), ("a%40b%3Ac%2Fd", "a@b:c/d"), ("%s", "%s")],
+    )
+    def test_percent_signs_in_passwords(self, written: str, password: str) -> None:
+        assert parse_url(f"postgres://u:{written}@host/app", "here").password == password
+
+    def test_ipv6(self) -> None:
+        parsed = parse_url("postgres://u@[::1]:5433/app", "here")
+        assert (parsed.host, parsed.port) == ("::1", 5433)
+
+    @pytest.mark.parametrize(
+        "url", ["postgresql://u@%2Fvar%2Frun%2Fpg/app", "postgresql://u@/app?host=/var/run/pg"]
+    )
+    def test_socket_folders(self, url: str) -> None:
+        parsed = parse_url(url, "here")
+        assert (parsed.host or parsed.query["host"]) == "/var/run/pg"
+
+    def test_a_socket_folder_in_the_host_connects(self, database: Database) -> None:
+        folder = str(database.url.query["host"])
+        quoted = folder.replace("/", "%2F")
+        url = f"postgres://postgres@{quoted}:{database.url.query['port']}/{database.url.database}"
+        assert alembic(None, "current", DATABASE_URL=url).code == 0
+
+    def test_spaces_around_are_forgiven(self) -> None:
+        assert parse_url(f" {URL}\n", "here").database == "app"
+
+
+class TestSource:
+    def test_the_first_that_is_set(self) -> None:
+        environment = {"DATABASE_URL": "postgres://env/e"}
+        found = find_source({"url": "postgres://x/x"}, "postgres://ini/i", environment)
+        assert found.url is not None
+        assert (found.url.host, found.origin) == ("x", "-x url")
+        found = find_source({}, "postgres://ini/i", environment)
+        assert found.url is not None
+        assert (found.url.host, found.origin) == ("ini", "sqlalchemy.url")
+        found = find_source({}, None, environment, checkout=True)
+        assert found.url is not None
+        assert (found.url.host, found.origin) == ("env", "DATABASE_URL")
+
+    def test_the_embedded_database_is_the_default_of_a_checkout_only(self) -> None:
+        assert find_source({}, None, {}, checkout=True).url is None
+        with pytest.raises(SchemaError, match="export DATABASE_URL="):
+            find_source({}, None, {})
+
+    def test_embedded_passes_over_the_environment(self) -> None:
+        found = find_source({"embedded": "true"}, "postgres://ini/i", {"DATABASE_URL": URL})
+        assert found.url is None
+
+    def test_an_empty_variable_is_a_mistake_and_no_wish_for_the_default(self) -> None:
+        with pytest.raises(SchemaError, match="DATABASE_URL"):
+            find_source({}, None, {"DATABASE_URL": ""}, checkout=True)
+
+    def test_url_and_embedded_contradict_each_other(self) -> None:
+        with pytest.raises(SchemaError, match="one of them"):
+            find_source({"embedded": "true", "url": URL}, None, {})
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [("500ms", 0.5), ("2s", 2.0), ("10min", 600.0), ("1h", 3600.0), ("1.5s", 1.5)],
+    )
+    def test_times_carry_their_unit(self, text: str, seconds: float) -> None:
+        assert parse_options({"lock_timeout": text}) == Options(lock_timeout=seconds)
+
+    def test_the_defaults(self) -> None:
+        assert parse_options({}) == Options(lock_timeout=0.5, lock_deadline=600.0)
+
+
+class TestSession:
+    def test_settings(self, database: Database) -> None:
+        with database_module.connect(database.url, Options(lock_timeout=1.25)) as connection:
+            assert not connection.in_transaction()
+            settings = {
+                name: connection.exec_driver_sql(f"SHOW {name}").scalar()
+                for name in ("lock_timeout", "statement_timeout", "search_path", "application_name")
+            }
+        assert settings == {
+            "lock_timeout": "1250ms",
+            "statement_timeout": "0",
+            "search_path": "public",
+            "application_name": "langfuse-schema",
+        }
+
+    def test_the_role_may_have_another_search_path(self, database: Database) -> None:
+        database.execute("CREATE SCHEMA elsewhere")
+        name = database.url.database
+        database.execute(f'ALTER DATABASE "{name}" SET search_path TO elsewhere, public')
+        migrations.upgrade(database.url)
+        made = {name for name in database.catalog().tables if "langfuse_traces" in name}
+        assert made == {"public.langfuse_traces"}
+        assert alembic(database, "check").code == 0
+
+    def test_a_name_of_its_own_is_kept(self, database: Database) -> None:
+        url = database.url.update_query_dict({"application_name": "deploy"})
+        with database_module.connect(url, Options()) as connection:
+            assert connection.exec_driver_sql("SHOW application_name").scalar() == "deploy"
+
+
+class TestAlembicHandsOver:
+    def test_a_url_in_the_ini(self, database: Database, tmp_path: Path) -> None:
+        ini = tmp_path / "alembic.ini"
+        scripts = migrations.config_file().parent / "alembic"
+        url = database.text.replace("%", "%%")
+        ini.write_text(f"[alembic]\nscript_location = {scripts}\nsqlalchemy.url = {url}\n")
+        assert alembic(None, "-c", str(ini), "upgrade", "head").code == 0
+        assert "public.langfuse_traces" in database.catalog().tables
+
+    def test_a_connection_comes_back_as_it_was(self, database: Database) -> None:
+        engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SET lock_timeout = '7s'")
+            connection.commit()
+            config = Config(migrations.config_file(), attributes={"connection": connection})
+            command.upgrade(config, "head")
+            assert not connection.in_transaction()
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "7s"
+            assert "public" in str(connection.exec_driver_sql("SHOW search_path").scalar())
+        assert "public.langfuse_traces" in database.catalog().tables
+
+    def test_a_connection_in_a_transaction_is_refused(self, database: Database) -> None:
+        before = database.catalog()
+        engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            config = Config(migrations.config_file(), attributes={"connection": connection})
+            with pytest.raises(SchemaError, match=r"engine\.connect\(\)"):
+                command.upgrade(config, "head")
+        assert database.catalog() == before
+
+    def test_an_engine_keeps_its_own_sessions(self, database: Database) -> None:
+        engine = sa.create_engine(database.url)
+        with engine.connect() as connection:
+            before = connection.exec_driver_sql("SHOW lock_timeout").scalar()
+        migrations.upgrade(engine)
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == before
+        engine.dispose()
+        assert "public.langfuse_traces" in database.catalog().tables

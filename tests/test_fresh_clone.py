@@ -1,0 +1,113 @@
+"""The README's two commands as a new user types them: a fresh clone, Python and make."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support import CHECKOUT, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.slow
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""One that any user may run; the tests' own may lie in somebody's closed home."""
+
+FAST_TESTS_OF_A_CLONE = "tests/migrations tests/test_embedded.py tests/test_cli.py"
+
+
+class NewUser:
+    """Somebody with an empty home, which is closed to others, and a clone in it."""
+
+    def __init__(self, account: str, home: Path) -> None:
+        self.account = pwd.getpwnam(account)
+        self.clone = home / "my projects" / "langfuse-schema"
+        self.home = home
+        copy_checkout(self.clone)
+        for path in (home, *home.rglob("*")):
+            os.chown(path, self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
+        home.chmod(0o700)
+
+    def make(self, *arguments: str, **variables: str) -> str:
+        """Run make, and return what it printed."""
+        ended = subprocess.run(
+            ["make", f"PYTHON={SYSTEM_PYTHON}", *arguments],
+            cwd=self.clone,
+            env=environment(HOME=str(self.home), **variables),
+            user=self.account.pw_uid,
+            group=self.account.pw_gid,
+            extra_groups=[],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+        assert ended.returncode == 0, ended.stdout
+        return ended.stdout
+
+    def processes(self) -> list[str]:
+        """The command lines of processes that work in the home."""
+        running = subprocess.run(
+            ["ps", "-eo", "args"], capture_output=True, text=True, check=True
+        ).stdout
+        return [line for line in running.splitlines() if str(self.home) in line]
+
+
+def copy_checkout(target: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=CHECKOUT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if (CHECKOUT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(CHECKOUT / name, target / name)
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-home-"))
+    yield folder
+    shutil.rmtree(folder)
+    for left in Path("/var/tmp").glob("langfuse-schema-*"):
+        shutil.rmtree(left)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def assert_demo(printed: str) -> None:
+    assert "(head)" in printed
+    for table in ("langfuse_traces", "langfuse_scores", "langfuse_batch_runs", "rate_limit_logs"):
+        assert f" public | {table} " in printed
+
+
+@needs_root
+def test_as_root_in_a_closed_home_the_demo_first(home: Path) -> None:
+    user = NewUser("root", home)
+    assert_demo(user.make("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere"))
+    began = time.monotonic()
+    assert_demo(user.make("demo"))
+    print(f"the demo again, with everything installed: {time.monotonic() - began:.1f} s")
+    printed = user.make("test", f"TESTS={FAST_TESTS_OF_A_CLONE}")
+    assert " passed" in printed
+    assert user.processes() == []
+
+
+@needs_root
+def test_as_a_normal_user_the_tests_first(home: Path) -> None:
+    user = NewUser("nobody", home)
+    printed = user.make("test", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere")
+    assert " passed" in printed
+    assert_demo(user.make("demo"))
+    assert user.processes() == []

@@ -1,0 +1,88 @@
+"""What users install: the wheel, in an empty environment, from a folder that is not ours."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+from support import CHECKOUT, Database, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        f"--wheel-dir={folder}", str(CHECKOUT),
+    )  # fmt: skip
+    assert built.code == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that holds nothing but the wheel and what it depends on."""
+    folder = tmp_path_factory.mktemp("environment") / "with space"
+    assert run(sys.executable, "-m", "venv", str(folder)).code == 0
+    installed = run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", str(wheel))
+    assert installed.code == 0, installed.stderr
+    return folder / "bin"
+
+
+def test_the_wheel_holds_the_revisions_and_nothing_at_the_top_level(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names} == {
+        "langfuse_schema",
+        "langfuse_schema-0.1.0.dist-info",
+    }
+    packaged = {name for name in names if "_scripts/alembic/versions/" in name}
+    assert len(packaged) == len(list((CHECKOUT / "alembic" / "versions").glob("*.py")))
+    assert {"langfuse_schema/_scripts/alembic.ini", "langfuse_schema/py.typed"} <= names
+    assert not [name for name in names if name.endswith("alembic/__init__.py")]
+
+
+def test_it_migrates_from_an_unrelated_folder(
+    programs: Path, database: Database, tmp_path: Path
+) -> None:
+    command = str(programs / "langfuse-schema")
+    for arguments in (["preflight"], ["upgrade", "head"], ["check"], ["current"]):
+        outcome = run(command, *arguments, cwd=tmp_path, DATABASE_URL=database.text)
+        assert outcome.code == 0, outcome.stderr
+    assert "(head)" in outcome.stdout
+    assert run(command, "downgrade", "base", cwd=tmp_path, DATABASE_URL=database.text).code == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_migrates(programs: Path, database: Database, tmp_path: Path) -> None:
+    program = (
+        "import sys; from langfuse_schema.migrations import upgrade, downgrade;"
+        "upgrade(sys.argv[1]); upgrade(sys.argv[1]); downgrade(sys.argv[1], '-1')"
+    )
+    outcome = run(str(programs / "python"), "-c", program, database.text, cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+
+
+def test_without_a_url_it_never_makes_a_database_by_itself(programs: Path, tmp_path: Path) -> None:
+    outcome = run(str(programs / "langfuse-schema"), "upgrade", "head", cwd=tmp_path)
+    assert outcome.code == 1
+    assert "export DATABASE_URL=" in outcome.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_extra_it_says_how_to_get_the_embedded_database(
+    programs: Path, tmp_path: Path
+) -> None:
+    outcome = run(
+        str(programs / "langfuse-schema"), "-x", "embedded=true", "upgrade", "head", cwd=tmp_path
+    )
+    assert outcome.code == 1
+    assert 'pip install "langfuse-schema[embedded]"' in outcome.stderr
+    assert "Traceback" not in outcome.stderr
