@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -15,6 +19,8 @@ from langfuse_schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from langfuse_schema.embedded import Server
 
 _ALEMBIC_COMMANDS = (
     command.upgrade,
@@ -115,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(config: Config, options: Namespace) -> int:
     function, positional, keywords = options.cmd
     values: dict[str, Any] = vars(options)
+    code: int | None
     try:
         code = function(
             config,
@@ -130,7 +137,7 @@ def _run(config: Config, options: Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
-    return int(code or 0)
+    return code or 0
 
 
 def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's name
@@ -145,9 +152,33 @@ def _dev(_config: Config, command_line: list[str]) -> int:
 
     base = migrations.checkout() or Path.cwd()
     try:
-        if command_line:
-            return embedded.run(base, command_line)
-        embedded.dev(base, print)
+        if not command_line:
+            embedded.dev(base, print)
+            return 0
+        with embedded.open_default(base) as server:
+            return _run_beside(server, command_line)
     except embedded.EmbeddedError as error:
         raise CommandError(str(error)) from error
-    return 0
+
+
+def _run_beside(server: Server, command_line: list[str]) -> int:
+    """Run somebody's command with our database as its default."""
+    variables = {
+        "DATABASE_URL": server.connection_string(),
+        "PGHOST": server.host,
+        "PGPORT": str(server.port),
+        "PGUSER": "postgres",
+        "PGDATABASE": "postgres",
+        "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(server.bin)]),
+    }
+    # Ctrl-C is for the command; psql, for one, goes on after it.
+    former = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        program = shutil.which(command_line[0], path=variables["PATH"])
+        if program is None:
+            raise CommandError(f"{command_line[0]}: no such command; check its name and PATH")
+        return subprocess.run(  # noqa: S603 - running what the user typed is the purpose
+            [program, *command_line[1:]], env={**os.environ, **variables}, check=False
+        ).returncode
+    finally:
+        signal.signal(signal.SIGINT, former)

@@ -340,7 +340,8 @@ def checkout() -> Path | None:
 def _url(source: database.Source) -> Iterator[URL]:
     """The URL of a source, for as long as it is needed: an embedded server stops afterwards."""
     if source.url is not None:
-        _announce(source.url, source.origin)
+        shown = source.url.render_as_string(hide_password=True)
+        log.info("database %s (%s)", shown, source.origin)
         yield source.url
         return
     from langfuse_schema import embedded
@@ -350,13 +351,8 @@ def _url(source: database.Source) -> Iterator[URL]:
     except embedded.EmbeddedError as error:
         raise CommandError(str(error)) from error
     with server:
-        _announce(server.url(), f"embedded, {source.origin}")
+        log.info("the embedded database in %s (%s)", server.directory, source.origin)
         yield server.url()
-
-
-def _announce(url: URL, origin: str) -> None:
-    """Say which database it is; the password stays hidden."""
-    log.info("database %s (%s)", url.render_as_string(hide_password=True), origin)
 
 
 @contextmanager

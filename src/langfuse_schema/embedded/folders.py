@@ -80,8 +80,8 @@ def may(path: Path, account: Account, bit: int) -> bool:
 def shared_folder() -> Path:
     """Return the folder of ours that everybody may enter, for root below a closed home.
 
-    Whose it is, `own` checks. LANGFUSE_SCHEMA_SHARED_FOLDER names another parent than /var/tmp, which some machines mount
-    without the right to execute.
+    Whose it is, `own` checks. LANGFUSE_SCHEMA_SHARED_FOLDER names another parent than /var/tmp,
+    which some machines mount without the right to execute.
     """
     parent = os.environ.get("LANGFUSE_SCHEMA_SHARED_FOLDER", "/var/tmp")  # noqa: S108
     return Path(parent) / "langfuse-schema-root"

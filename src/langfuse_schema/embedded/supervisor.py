@@ -96,7 +96,7 @@ def run(orders: Orders, lock: int) -> None:
     try:
         _serve(orders, data, server)
     finally:
-        _clean_up(orders, directory)
+        _clean_up(orders, directory, data)
 
 
 def _wait_for_former_server(orders: Orders, data: Path, server_lock: int) -> None:
@@ -152,9 +152,14 @@ def _start(orders: Orders, data: Path, server_lock: int) -> subprocess.Popen[byt
 
 def _serve(orders: Orders, data: Path, server: subprocess.Popen[bytes]) -> None:
     """Announce the server when it is ready, and return when it has ended."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: server.send_signal(signal.SIGINT))
     directory = Path(orders.directory)
+
+    def stop(*_: object) -> None:
+        (directory / "server.json").unlink(missing_ok=True)
+        server.send_signal(signal.SIGINT)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
     threading.Thread(target=_stop_when_unused, args=(directory, server), daemon=True).start()
     wait_until(lambda: server.poll() is not None or _is_ready(data, server.pid), None)
     if server.returncode is None:
@@ -190,13 +195,20 @@ def _announce(orders: Orders, directory: Path) -> None:
     unfinished.rename(directory / "server.json")
 
 
-def _clean_up(orders: Orders, directory: Path) -> None:
+def _clean_up(orders: Orders, directory: Path, data: Path) -> None:
     (directory / "server.json").unlink(missing_ok=True)
     shutil.rmtree(orders.socket_folder, ignore_errors=True)
     # After a kill -9 of the postmaster its children need a moment to notice.
     server_lock = open_lock(directory / "server.lock")
-    wait_until(lambda: try_lock(server_lock, fcntl.LOCK_EX), _STOP_SECONDS)
-    os.close(server_lock)
+    if not wait_until(lambda: try_lock(server_lock, fcntl.LOCK_EX), _STOP_SECONDS):
+        return
+    remains = data / "postmaster.pid"
+    if remains.exists():
+        # It was killed. Recover now, for that also frees its shared memory, which would stay
+        # behind for ever if nobody started a server in this directory again.
+        remains.unlink()
+        command = [f"{orders.binaries}/postgres", "--single", "-D", str(data), "postgres"]
+        _run(orders, command, signal.SIGTERM, server_lock).wait()
 
 
 def _run(
