@@ -32,6 +32,8 @@ SUPERUSER = "supabase_admin"
 
 CORE, LINKS, POLICIES = "20251113000003", "20251113000004", "20251113000005"
 PLAN_REVISIONS = (CORE, LINKS, POLICIES)
+HARDENED, HOT_PATHS = "20261123000001", "20261123000002"
+REVISIONS = (*PLAN_REVISIONS, HARDENED, HOT_PATHS)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class Database:
 
     def catalog(self) -> catalog.Catalog:
         """The catalog of all schemas, as a superuser sees it."""
-        with self.connect(SUPERUSER) as connection, connection.begin():
+        # In one transaction, which autocommit mode has none of: it holds the search_path.
+        engine = sa.create_engine(self.as_user(SUPERUSER), poolclass=sa.NullPool)
+        with engine.connect() as connection:
             return catalog.read(connection)
 
     @contextmanager

@@ -17,10 +17,7 @@ from langfuse_schema.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-CORE = "20251113000003"
-LINKS = "20251113000004"
-POLICIES = "20251113000005"
-PLAN = (CORE, LINKS, POLICIES)
+PLAN = (tables.CORE, tables.LINKS, tables.POLICIES)
 """The revisions that are the plan's own files, oldest first."""
 
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
@@ -36,24 +33,21 @@ def at(revision: str) -> dict[str, catalog.Table]:
         Our tables, and the app's tables with nothing but what we add to them, by
         `schema.table`; without owners and grants.
     """
-    declared = tables.declared_metadata()
-    expected = {f"public.{name}": _table(declared.tables[name], revision) for name in access.TABLES}
-    if revision >= LINKS:
-        for name in tables.APP_TABLES:
-            expected[f"public.{name}"] = _table(declared.tables[name], revision)
-    return expected
+    declared = tables.declared_metadata(revision)
+    names = [*access.TABLES, *(name for name in tables.APP_TABLES if name in declared.tables)]
+    return {f"public.{name}": _table(declared.tables[name], revision) for name in names}
 
 
 def _table(table: sa.Table, revision: str) -> catalog.Table:
-    protected = revision >= POLICIES and table.name in access.ROW_LEVEL_SECURITY
+    protected = [found.table for found in access.at(revision, access.ROW_SECURITY)]
     return catalog.Table(
         schema="public",
         name=table.name,
-        row_security=protected,
+        row_security=table.name in protected,
         columns=tuple(_column(column) for column in table.columns),
         constraints=tuple(sorted(_constraints(table), key=lambda found: found.name)),
         indexes=tuple(sorted(_indexes(table), key=lambda found: found.name)),
-        policies=tuple(_policies(table.name)) if protected else (),
+        policies=tuple(_policies(table.name, revision)),
     )
 
 
@@ -124,8 +118,8 @@ def _qualified(table: sa.FromClause) -> str:
     return f"{table.schema or 'public'}.{table.name}"
 
 
-def _policies(table: str) -> Iterator[catalog.Policy]:
-    for policy in sorted(access.POLICIES, key=lambda policy: policy.name):
+def _policies(table: str, revision: str) -> Iterator[catalog.Policy]:
+    for policy in sorted(access.at(revision, access.POLICIES), key=lambda policy: policy.name):
         if policy.table == table:
             yield catalog.Policy(
                 name=policy.name,
@@ -199,17 +193,18 @@ def _named(
     there = {item.name: item for item in found}
     for name, item in wanted.items():
         if name not in there:
-            yield _differs(kind, place.format(name), "nothing", _described(item), "missing")
+            yield _differs(kind, place.format(name), "nothing", described(item), "missing")
         elif there[name] != item:
-            yield _differs(kind, place.format(name), _described(there[name]), _described(item))
+            yield _differs(kind, place.format(name), described(there[name]), described(item))
     if extra:
         for name in there.keys() - wanted.keys():
             yield _differs(
-                kind, place.format(name), _described(there[name]), "nothing", "unexpected"
+                kind, place.format(name), described(there[name]), "nothing", "unexpected"
             )
 
 
-def _described(item: _Named) -> str:
+def described(item: _Named) -> str:
+    """Describe a part of a table in SQL, for a finding."""
     if isinstance(item, catalog.Column):
         default = f" DEFAULT {item.default}" if item.default else ""
         return f"{item.type}{'' if item.nullable else ' NOT NULL'}{default}"

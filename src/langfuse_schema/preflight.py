@@ -41,16 +41,20 @@ def check(
         findings += _gone(found, applied[0])
     if pending:
         findings += _version_table(connection)
-    if declaration.CORE in pending:
+        findings += _names_taken(connection, max(applied, default=""), max(pending))
+        findings += _indexes_in_the_way(found, max(pending))
+    if tables.CORE in pending:
         findings += _users(connection)
         findings += _schema_public(connection)
-        findings += _already_there(connection, found)
-    if declaration.LINKS in pending:
+        findings += _already_there(found)
+    if tables.LINKS in pending:
         findings += _app_tables(connection, found)
-    if declaration.POLICIES in pending:
+    if tables.POLICIES in pending:
         findings += _uid(connection)
-        if declaration.CORE not in pending:
+        if tables.CORE not in pending:
             findings += _policies(found)
+    elif tables.HARDENED in pending:
+        findings += _policies_to_replace(found)
     return findings
 
 
@@ -248,7 +252,7 @@ def _users(connection: Connection) -> Iterator[Finding]:
         yield _privilege(connection, "REFERENCES (id)", "TABLE", "auth.users")
 
 
-def _already_there(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
+def _already_there(found: dict[str, catalog.Table]) -> Iterator[Finding]:
     ours = [name for name in _OURS if name in found]
     if ours:
         adopted = plan_revision(found)
@@ -262,7 +266,6 @@ def _already_there(connection: Connection, found: dict[str, catalog.Table]) -> I
             )
             return
         yield from _in_the_way(found, ours)
-    yield from _names_taken(connection)
 
 
 def plan_revision(found: dict[str, catalog.Table]) -> str | None:
@@ -285,7 +288,7 @@ def plan_revision(found: dict[str, catalog.Table]) -> str | None:
 
 
 def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Finding]:
-    expected = declaration.at(declaration.CORE)
+    expected = declaration.at(tables.CORE)
     for name in ours:
         differing = list(declaration.differences(expected[name], found[name]))
         yield from differing
@@ -300,13 +303,10 @@ def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Fi
             )
 
 
-def _names_taken(connection: Connection) -> Iterator[Finding]:
-    """Find relations and types of other tables under the names of our tables and indexes."""
-    names = {
-        index.name: name
-        for name, table in declaration.at(declaration.CORE).items()
-        for index in table.indexes
-    } | {name.partition(".")[2]: name for name in _OURS}
+def _names_taken(connection: Connection, applied: str, newest: str) -> Iterator[Finding]:
+    """Find relations and indexes of other tables under names that the upgrade will use."""
+    made = _names(applied) if applied else {}
+    names = {name: table for name, table in _names(newest).items() if name not in made}
     rows = connection.execute(
         text(
             "SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name"
@@ -334,8 +334,31 @@ def _names_taken(connection: Connection) -> Iterator[Finding]:
         )
 
 
+def _names(revision: str) -> dict[str, str]:
+    """The names of our tables and of all indexes at a revision, each with its table."""
+    expected = declaration.at(revision)
+    indexes = {index.name: name for name, table in expected.items() for index in table.indexes}
+    return indexes | {name.partition(".")[2]: name for name in _OURS}
+
+
+def _indexes_in_the_way(found: dict[str, catalog.Table], newest: str) -> Iterator[Finding]:
+    """Find valid indexes of another shape where one is built online, which keeps what is valid."""
+    expected = declaration.at(newest)
+    for name in (name for name in _OURS if name in found):
+        for index in expected[name].indexes:
+            there = found[name].index(index.name)
+            if index.name in tables.INDEXED_SINCE and there and there.valid and there != index:
+                yield Finding(
+                    "index-differs",
+                    f"public.{index.name}",
+                    there.definition,
+                    f"the name free, or {index.definition}",
+                    f"rename it: ALTER INDEX public.{index.name} RENAME TO {index.name}_before",
+                )
+
+
 def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
-    expected = declaration.at(declaration.LINKS)
+    expected = declaration.at(tables.LINKS)
     for name in _APPS:
         table = found.get(name)
         if table is None or table.kind != "r":
@@ -397,17 +420,40 @@ def _uid(connection: Connection) -> Iterator[Finding]:
 
 
 def _policies(found: dict[str, catalog.Table]) -> Iterator[Finding]:
-    for policy in access.POLICIES:
-        table = found.get(f"public.{policy.table}")
-        there = table and next((p for p in table.policies if p.name == policy.name), None)
+    for policy in access.at(tables.POLICIES, access.POLICIES):
+        there = _policy(found, policy)
         if there:
             yield Finding(
                 "policy-unexpected",
                 f"public.{policy.table}: {policy.name}",
                 f"a policy of that name, USING {there.using} WITH CHECK {there.check}",
-                "none before revision " + declaration.POLICIES,
+                "none before revision " + tables.POLICIES,
                 f'DROP POLICY "{policy.name}" ON public.{policy.table}',
             )
+
+
+def _policies_to_replace(found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    """Find policies that are not the plan's any more: replacing them could open or close rows."""
+    for policy in access.at(tables.POLICIES, access.POLICIES):
+        there = _policy(found, policy)
+        expected = catalog.Policy(
+            policy.name, policy.command, policy.permissive, policy.roles, policy.using, policy.check
+        )
+        if there != expected and f"public.{policy.table}" in found:
+            drop = f'DROP POLICY "{policy.name}" ON public.{policy.table};\n' if there else ""
+            yield Finding(
+                "policy-differs" if there else "policy-missing",
+                f"public.{policy.table}: {policy.name}",
+                declaration.described(there) if there else "nothing",
+                declaration.described(expected),
+                "keep a policy of your own under another name, and restore the plan's:\n"
+                f"{drop}{access.create_policy(policy)};",
+            )
+
+
+def _policy(found: dict[str, catalog.Table], policy: access.Policy) -> catalog.Policy | None:
+    table = found.get(f"public.{policy.table}")
+    return next((p for p in table.policies if p.name == policy.name), None) if table else None
 
 
 def _privilege(connection: Connection, privilege: str, kind: str, name: str) -> Finding:

@@ -34,6 +34,14 @@ from sqlalchemy.schema import conv
 if TYPE_CHECKING:
     from uuid import UUID
 
+CORE = "20251113000003"
+LINKS = "20251113000004"
+POLICIES = "20251113000005"
+HARDENED = "20261123000001"
+HOT_PATHS = "20261123000002"
+NEWEST = HOT_PATHS
+"""The revisions, oldest first: whatever a later one than CORE brought says so."""
+
 APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 """The app's own tables that carry `langfuse_trace_id` (plan, マイグレーション2)."""
 
@@ -128,6 +136,7 @@ langfuse_traces = Table(
     Index("idx_langfuse_traces_entity", "entity_type", "entity_id"),
     Index("idx_langfuse_traces_user_id", "user_id"),
     Index("idx_langfuse_traces_created_at", "created_at"),
+    Index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
 )
 """One call of a model: what went in and what came out, for one user and one text of the app.
 
@@ -158,6 +167,12 @@ langfuse_scores = Table(
     Index("idx_langfuse_scores_trace_id", "trace_id"),
     Index("idx_langfuse_scores_status", "status"),
     Index("idx_langfuse_scores_created_at", "created_at"),
+    Index(
+        "idx_langfuse_scores_pending",
+        "created_at",
+        "id",
+        postgresql_where=text("status = 'pending'::text"),
+    ),
 )
 """One answer, 0 or 1, to one question about a trace, queued here until Langfuse has it.
 
@@ -201,6 +216,13 @@ rate_limit_logs = Table(
 The app's server counts up by `INSERT … ON CONFLICT (user_id, endpoint, window_start)`, and
 reads the count to refuse a request. Users never see it.
 """
+
+
+INDEXED_SINCE = {
+    "idx_langfuse_scores_pending": HOT_PATHS,
+    "idx_langfuse_traces_user_id_created_at": HOT_PATHS,
+}
+"""The revisions of the indexes that did not come with their tables."""
 
 
 def langfuse_trace_id_column() -> Column[UUID | None]:
@@ -248,15 +270,23 @@ def copy_tables(target: MetaData) -> dict[str, Table]:
     }
 
 
-def declared_metadata() -> MetaData:
+def declared_metadata(revision: str = NEWEST) -> MetaData:
     """Build a MetaData of all that the revisions make: our tables, and the links to them.
+
+    Arguments:
+        revision: up to which of them; all if not said.
 
     Returns:
         Copies of our tables, and a stub of each table of `APP_TABLES`, marked as not ours,
         that holds the link column alone.
     """
     declared = MetaData()
-    copy_tables(declared)
-    for name in APP_TABLES:
-        Table(name, declared, langfuse_trace_id_column()).info.update(NOT_OURS)
+    for table in copy_tables(declared).values():
+        later = {
+            index for index in table.indexes if INDEXED_SINCE.get(str(index.name), CORE) > revision
+        }
+        table.indexes -= later
+    if revision >= LINKS:
+        for name in APP_TABLES:
+            Table(name, declared, langfuse_trace_id_column()).info.update(NOT_OURS)
     return declared
