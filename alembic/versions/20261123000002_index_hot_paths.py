@@ -6,7 +6,8 @@ Why: beyond the plan. idx_langfuse_scores_pending serves the job that sends scor
     idx_langfuse_traces_user_id_created_at serves a user's latest traces,
     WHERE user_id = … ORDER BY created_at DESC LIMIT n, with and without row level security:
     under the policy PostgreSQL cannot know beforehand who asks, and would sort all the traces
-    of a user who has many.
+    of a user who has many. It carries trace_id for the policy on scores, which lists the user's
+    own traces: from the index alone, where the table has been vacuumed.
 Locks: SHARE UPDATE EXCLUSIVE on langfuse_scores, then on langfuse_traces, never both, while the
     indexes are built CONCURRENTLY: reads and writes go on.
 Duration: grows with the rows of both tables; each build also waits for transactions that were
@@ -34,24 +35,26 @@ INDEXES = (
         "idx_langfuse_scores_pending",
         "langfuse_scores",
         ["created_at", "id"],
+        [],
         "status = 'pending'",
     ),
     (
         "idx_langfuse_traces_user_id_created_at",
         "langfuse_traces",
         ["user_id", "created_at"],
+        ["trace_id"],
         None,
     ),
 )
 
 
 def upgrade() -> None:
-    for name, table, columns, where in INDEXES:
-        operations.create_index_online(name, table, columns, where=where)
+    for name, table, columns, include, where in INDEXES:
+        operations.create_index_online(name, table, columns, include=include, where=where)
 
 
 def downgrade() -> None:
-    locked = [table for _, table, _, _ in INDEXES]
+    locked = [table for _, table, *_ in INDEXES]
     operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in locked})
-    for name, table, _, _ in reversed(INDEXES):
+    for name, table, *_ in reversed(INDEXES):
         op.drop_index(name, table, schema="public", if_exists=True)

@@ -90,27 +90,19 @@ def _indexes(table: sa.Table) -> Iterator[catalog.Index]:
             if columns:
                 yield _index(table, str(constraint.name), columns, unique=True)
     for index in table.indexes:
+        options = index.dialect_options["postgresql"]
         columns = [column.name for column in index.columns]
-        where = index.dialect_options["postgresql"]["where"]
-        yield _index(
-            table,
-            str(index.name),
-            columns,
-            unique=bool(index.unique),
-            where=None if where is None else str(where),
-        )
+        tail = f" INCLUDE ({', '.join(options['include'])})" if options["include"] else ""
+        tail += f" WHERE ({options['where']})" if options["where"] is not None else ""
+        yield _index(table, str(index.name), columns, unique=bool(index.unique), tail=tail)
 
 
 def _index(
-    table: sa.Table, name: str, columns: Iterable[str], *, unique: bool, where: str | None = None
+    table: sa.Table, name: str, columns: Iterable[str], *, unique: bool, tail: str = ""
 ) -> catalog.Index:
     kind = "UNIQUE INDEX" if unique else "INDEX"
-    predicate = f" WHERE ({where})" if where else ""
-    return catalog.Index(
-        name,
-        f"CREATE {kind} {name} ON {_qualified(table)}"
-        f" USING btree ({', '.join(columns)}){predicate}",
-    )
+    place = f"{_qualified(table)} USING btree ({', '.join(columns)})"
+    return catalog.Index(name, f"CREATE {kind} {name} ON {place}{tail}")
 
 
 def _qualified(table: sa.FromClause) -> str:

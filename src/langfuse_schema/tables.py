@@ -136,7 +136,12 @@ langfuse_traces = Table(
     Index("idx_langfuse_traces_entity", "entity_type", "entity_id"),
     Index("idx_langfuse_traces_user_id", "user_id"),
     Index("idx_langfuse_traces_created_at", "created_at"),
-    Index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
+    Index(
+        "idx_langfuse_traces_user_id_created_at",
+        "user_id",
+        "created_at",
+        postgresql_include=["trace_id"],
+    ),
 )
 """One call of a model: what went in and what came out, for one user and one text of the app.
 

@@ -1,0 +1,71 @@
+"""20261123000001: the plan's policies are replaced only where they are the plan's."""
+
+from __future__ import annotations
+
+import pytest
+from support import HARDENED, HOT_PATHS, POLICIES, Database
+
+from langfuse_schema import migrations
+from langfuse_schema.findings import SchemaError
+
+VIEW_TRACES = '"Users can view their own traces" ON langfuse_traces'
+SELF_MADE = "USING (auth.uid() = user_id AND entity_type <> 'reflection')"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (f"DROP POLICY {VIEW_TRACES}", "policy-missing"),
+        (f"ALTER POLICY {VIEW_TRACES} {SELF_MADE}", "policy-differs"),
+        (f"ALTER POLICY {VIEW_TRACES} TO authenticated", "policy-differs"),
+    ],
+)
+def test_a_policy_that_is_not_the_plans_is_not_replaced(
+    database: Database, change: str, code: str
+) -> None:
+    migrations.upgrade(database.url, POLICIES)
+    before = database.catalog()
+    database.execute(change)
+    changed = database.catalog()
+    with pytest.raises(SchemaError) as refused:
+        migrations.upgrade(database.url)
+    (finding,) = refused.value.findings
+    assert (finding.code, finding.object) == (
+        code,
+        "public.langfuse_traces: Users can view their own traces",
+    )
+    assert database.catalog() == changed
+    database.execute(finding.remedy.split("\n", 1)[1])
+    assert database.catalog() == before
+    migrations.upgrade(database.url)
+
+
+def test_a_policy_of_the_apps_own_stays(database: Database) -> None:
+    migrations.upgrade(database.url, POLICIES)
+    database.execute("CREATE POLICY ours ON langfuse_traces FOR DELETE USING (false)")
+    migrations.upgrade(database.url)
+    migrations.downgrade(database.url, POLICIES)
+    assert database.execute("SELECT count(*) FROM pg_policy WHERE polname = 'ours'") == [(1,)]
+
+
+def test_grants_that_somebody_added_are_taken_back(database: Database) -> None:
+    migrations.upgrade(database.url, HARDENED)
+    expected = database.catalog()
+    migrations.downgrade(database.url, POLICIES)
+    database.execute(
+        "GRANT ALL ON langfuse_batch_runs TO anon;"
+        "GRANT SELECT (endpoint) ON rate_limit_logs TO PUBLIC;"
+        "GRANT INSERT (status), UPDATE (status) ON langfuse_scores TO authenticated"
+    )
+    migrations.upgrade(database.url, HARDENED)
+    assert database.catalog() == expected
+
+
+def test_the_downgrade_drops_what_an_interrupted_index_build_left(database: Database) -> None:
+    migrations.upgrade(database.url, POLICIES)
+    before = database.catalog()
+    migrations.upgrade(database.url, HOT_PATHS)
+    # Alembic moves the version only at the end of a revision: so stands it after an interruption.
+    database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{HARDENED}'")
+    migrations.downgrade(database.url, POLICIES)
+    assert database.catalog() == before
