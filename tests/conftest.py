@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,15 @@ _ROOMY = 1 << 30
 """Bytes that a cluster with its clones may need; /dev/shm is 64 MB in plain containers."""
 
 _UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what tests have counted, whichever process they ran in."""
+    counted: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        counted.update({name: number for name, number in report.user_properties})
+    for name, number in counted.items():
+        terminalreporter.write_line(f"{number} {name}")
 
 
 @dataclass(frozen=True)
