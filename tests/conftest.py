@@ -39,9 +39,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what tests have counted, whichever process they ran in."""
     counted: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
-        counted.update({name: number for name, number in report.user_properties})
+        counted.update(dict(report.user_properties))
     for name, number in counted.items():
         terminalreporter.write_line(f"{number} {name}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put all temporary folders into one of ours, which is gone at the end."""
+    if hasattr(config, "workerinput"):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-tests-"))
+    # Open to the account that PostgreSQL runs as for root, and on a disk that may hold programs.
+    folder.chmod(0o755)
+    config.option.basetemp = str(folder / "base")
+    os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"] = str(folder)
+    config.add_cleanup(lambda: shutil.rmtree(folder))
 
 
 @dataclass(frozen=True)
