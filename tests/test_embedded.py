@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -444,9 +445,8 @@ def test_any_path_will_do(folder: Path, name: str) -> None:
         assert query(make_url(server.connection_string()), "SELECT 1") == 1
         without_psql = {"PATH": "/nonexistent"}
         line = f"{server.psql_command()} -XAtc 'SELECT current_user'"
-        psql = line.split(" ", 1)[0]
-        if psql == "psql":
-            line = line.replace("psql", str(server.bin / "psql"), 1)
+        if line.startswith("psql "):
+            line = shlex.quote(str(server.bin / "psql")) + line.removeprefix("psql")
         done = subprocess.run(["/bin/sh", "-c", line], env=without_psql, stdout=-1, check=True)
         assert done.stdout == b"postgres\n"
         socket_folder = Path(server.host)
@@ -458,7 +458,7 @@ def test_psql_comes_from_the_wheel_where_there_is_no_other(
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with embedded.start(directory, settings=FAST) as server:
-        assert server.psql_command().startswith(str(server.bin / "psql"))
+        assert shlex.split(server.psql_command())[0] == str(server.bin / "psql")
 
 
 def test_variables_of_libpq_lead_nowhere_else(
