@@ -1,0 +1,105 @@
+"""What the documentation shows works as it stands there, and what is generated is of today."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import CHECKOUT, PLAN_REVISIONS, POLICIES, Database, langfuse_schema, plan_sql, run
+
+from langfuse_schema import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/*.md"))]
+
+ELSEWHERE = {
+    "make ": "run in a fresh clone by test_fresh_clone",
+    "pip install": "installed from the wheel by test_wheel",
+    "export DATABASE_URL": "an example; the tests set their own",
+    "alembic upgrade head": "the app's own, in a scratch app with a history of its own",
+    "uv run": "the same as make, for whoever has uv",
+    "langfuse-schema dev": "run by test_embedded and test_fresh_clone",
+}
+"""Commands that are run, or not, for the reason beside them, by the beginning of the line."""
+
+
+def shown(pattern: str) -> Iterator[Any]:
+    for page in PAGES:
+        for found in re.findall(
+            pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            yield pytest.param(found, id=f"{page.name}: {found.splitlines()[0][:60]}")
+
+
+def commands() -> list[Any]:
+    """Each once, however many pages show it."""
+    fenced = shown(r"^\$ ([^\n]*)$")
+    inline = shown(r"`(langfuse-schema [^`\n]*)`")
+    once = {command.values[0]: command for command in [*fenced, *inline]}
+    return [
+        command
+        for text, command in once.items()
+        if not text.startswith(tuple(ELSEWHERE)) and "…" not in text
+    ]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_runs(database: Database, command: str) -> None:
+    program, *arguments = shlex.split(command)
+    assert program == "langfuse-schema"
+    if "stamp" in arguments:
+        database.execute(plan_sql(*PLAN_REVISIONS))
+    elif not {"upgrade", "preflight"} & set(arguments):
+        migrations.upgrade(database.url)
+    outcome = langfuse_schema(database, *arguments)
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_adopting_ends_where_everybody_is(database: Database) -> None:
+    database.execute(plan_sql(*PLAN_REVISIONS))
+    assert langfuse_schema(database, "stamp", POLICIES).code == 0
+    assert langfuse_schema(database, "upgrade", "head").code == 0
+    assert langfuse_schema(database, "check").code == 0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [code for code in shown(r"^```python\n(.*?)```") if "alembic.ini" not in code.values[0]],
+)
+def test_a_program_runs(database: Database, tmp_path: Path, program: str) -> None:
+    migrations.upgrade(database.url)
+    path = tmp_path / "app.py"
+    path.write_text(program, encoding="utf-8")
+    outcome = run(sys.executable, str(path), DATABASE_URL=database.text)
+    assert (outcome.code, outcome.stderr) == (0, "")
+
+
+def test_the_output_that_the_readme_shows_is_of_todays_revisions() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    upgrades = re.findall(r"Running upgrade \S* ?-> (\d+), ", readme)
+    assert upgrades == migrations.revisions()
+    assert f"\n{migrations.revisions()[-1]} (head)\n" in readme
+
+
+def test_the_generated_parts_are_of_today(database: Database) -> None:
+    path = CHECKOUT / "docs" / "generate.py"
+    spec = importlib.util.spec_from_file_location("generate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for page, text in generate.pages(generate.measure(database.url)).items():
+        assert page.read_text(encoding="utf-8") == text, "type: python docs/generate.py"
+
+
+def test_pages_name_no_page_that_is_not_there() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
