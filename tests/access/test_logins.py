@@ -1,0 +1,144 @@
+"""Who logs in as what: each way of docs/permissions.md, tried."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg2
+import pytest
+from conftest import POSTGRESQL
+from permissions import PAGE
+from support import AOI, TRACE, Database, insert_example_rows
+
+from langfuse_schema import embedded, migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COUNTS = """SELECT (SELECT count(*) FROM langfuse_traces), (SELECT count(*) FROM langfuse_scores),
+  (SELECT count(*) FROM langfuse_batch_runs), (SELECT count(*) FROM rate_limit_logs)"""
+ALL_ROWS, NO_ROWS = [(2, 2, 1, 1)], [(0, 0, 0, 0)]
+
+COUNT_A_REQUEST = f"""INSERT INTO rate_limit_logs (user_id, endpoint, window_start)
+  VALUES ('{AOI}', '/again', now()) ON CONFLICT (user_id, endpoint, window_start)
+  DO UPDATE SET request_count = rate_limit_logs.request_count + 1"""
+
+SEND = """UPDATE langfuse_scores SET status = 'sent', sent_at = now() WHERE id IN (
+  SELECT id FROM langfuse_scores WHERE status = 'pending' ORDER BY created_at
+  LIMIT 100 FOR UPDATE SKIP LOCKED) RETURNING id"""
+
+
+def sql_of_page(title: str) -> str:
+    """The SQL block below a heading of the page."""
+    section = PAGE.read_text(encoding="utf-8").partition(f"### {title}\n")[2]
+    return section.partition("```sql\n")[2].partition("```")[0]
+
+
+@pytest.fixture
+def filled(database: Database) -> Database:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    return database
+
+
+@pytest.fixture
+def login(filled: Database) -> Iterator[Database]:
+    """The login role of the page; roles belong to the cluster, so it goes with the test."""
+    role = f"app_server_{filled.url.database}"
+    made = sql_of_page("The app's server").replace("app_server", f'"{role}"')
+    try:
+        filled.execute(made, "supabase_admin")
+        yield Database(filled.as_user(role))
+    finally:
+        filled.execute(f'DROP ROLE IF EXISTS "{role}"', "supabase_admin")
+
+
+def test_the_owner_is_not_subject_to_any_policy(filled: Database) -> None:
+    assert filled.execute(COUNTS) == ALL_ROWS
+    assert len(filled.execute(SEND)) == 2
+
+
+def test_a_login_role_that_becomes_service_role_reads_and_writes_all(login: Database) -> None:
+    role = str(login.url.username)
+    with login.connect(role) as connection:
+        assert connection.exec_driver_sql("SELECT current_user").scalar() == "service_role"
+        assert list(connection.exec_driver_sql(COUNTS)) == ALL_ROWS
+        connection.exec_driver_sql(COUNT_A_REQUEST)
+        assert len(list(connection.exec_driver_sql(SEND))) == 2
+        assert list(connection.exec_driver_sql(SEND)) == []
+
+
+def test_membership_without_becoming_service_role_is_subject_to_the_policies(
+    filled: Database, login: Database
+) -> None:
+    """BYPASSRLS is no privilege: PostgreSQL does not hand it to the members of a role."""
+    role = str(login.url.username)
+    filled.execute(f'ALTER ROLE "{role}" RESET role', "supabase_admin")
+    assert login.execute(COUNTS, role) == NO_ROWS
+    with pytest.raises(Exception, match="row-level security policy"):
+        login.execute(COUNT_A_REQUEST, role)
+
+
+def test_jobs_side_by_side_claim_different_scores(filled: Database) -> None:
+    claim = SEND.replace("LIMIT 100", "LIMIT 1")
+    url = filled.as_user("authenticator").set(drivername="postgresql")
+    jobs = [psycopg2.connect(url.render_as_string(hide_password=False)) for _ in range(3)]
+    claimed = []
+    for job in jobs:
+        cursor = job.cursor()
+        cursor.execute("SET ROLE service_role")
+        cursor.execute(claim)
+        claimed.append(cursor.fetchall())
+    for job in jobs:
+        job.close()
+    assert [len(rows) for rows in claimed] == [1, 1, 0]
+    assert claimed[0] != claimed[1]
+
+
+@pytest.fixture
+def plain(scratch: Path) -> Iterator[Database]:
+    """A PostgreSQL without Supabase: no API roles, an auth schema that the app made itself."""
+    with embedded.start(scratch / "plain", version=POSTGRESQL, settings={"fsync": "off"}) as server:
+        database = Database(server.url(user="app"))
+        database.execute("CREATE ROLE app LOGIN; CREATE ROLE web LOGIN", "supabase_admin")
+        database.execute("ALTER DATABASE postgres OWNER TO app", "supabase_admin")
+        database.execute("CREATE SCHEMA IF NOT EXISTS public", "supabase_admin")
+        database.execute("ALTER SCHEMA public OWNER TO app", "supabase_admin")
+        database.execute(sql_of_page("PostgreSQL without Supabase"), "app")
+        database.execute(
+            "CREATE TABLE ai_coach_messages (id int); CREATE TABLE encouragement_messages (id int);"
+            f"CREATE TABLE reflections (id int); INSERT INTO auth.users VALUES ('{AOI}')",
+            "app",
+        )
+        yield database
+
+
+def test_plain_postgresql_without_the_roles_of_the_data_api(plain: Database) -> None:
+    before = plain.catalog()
+    migrations.upgrade(plain.url)
+    grantees = {
+        grant.role
+        for table in plain.catalog().tables.values()
+        if table.name.startswith(("langfuse", "rate", "alembic"))
+        for grant in table.grants
+    }
+    assert grantees == {"app"}
+    trace = TRACE.format(1)
+    plain.execute(
+        "INSERT INTO langfuse_traces (trace_id, entity_type, entity_id, user_id, input, output)"
+        f" VALUES ('{trace}', 'reflection', gen_random_uuid(), '{AOI}', 'in', 'out')",
+        "app",
+    )
+    # A role of the app's own takes the place of authenticated, as the page says.
+    plain.execute(
+        "GRANT SELECT ON langfuse_traces TO web; GRANT USAGE ON SCHEMA auth TO web", "app"
+    )
+    question = "SELECT count(*) FROM langfuse_traces"
+    assert plain.execute(question, "web") == [(0,)]
+    assert plain.execute(f"SET app.user_id = '{AOI}'; {question}", "web") == [(1,)]
+    plain.execute("REVOKE ALL ON SCHEMA auth FROM web", "app")
+    migrations.downgrade(plain.url, "base")
+    assert plain.catalog().tables.keys() - before.tables.keys() == {
+        "langfuse_migrations.alembic_version"
+    }
