@@ -90,7 +90,11 @@ POLICIES = (
 )
 
 # Made by the next revision, one by one; an interrupted run of it leaves some of them.
-NEXT_INDEXES = ("idx_langfuse_scores_pending", "idx_langfuse_traces_user_id_created_at")
+NEXT_INDEXES = (
+    "idx_langfuse_scores_pending",
+    "idx_langfuse_traces_user_id_created_at",
+    "idx_langfuse_traces_user_id_trace_id",
+)
 
 
 def upgrade() -> None:

@@ -90,10 +90,9 @@ def _indexes(table: sa.Table) -> Iterator[catalog.Index]:
             if columns:
                 yield _index(table, str(constraint.name), columns, unique=True)
     for index in table.indexes:
-        options = index.dialect_options["postgresql"]
         columns = [column.name for column in index.columns]
-        tail = f" INCLUDE ({', '.join(options['include'])})" if options["include"] else ""
-        tail += f" WHERE ({options['where']})" if options["where"] is not None else ""
+        where = index.dialect_options["postgresql"]["where"]
+        tail = "" if where is None else f" WHERE ({where})"
         yield _index(table, str(index.name), columns, unique=bool(index.unique), tail=tail)
 
 

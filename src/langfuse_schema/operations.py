@@ -82,14 +82,8 @@ def set_table_access(table: str, grants: Mapping[str, str]) -> None:
     op.execute(f"DO $$\nBEGIN\n  {body}\nEND $$")
 
 
-def create_index_online(  # noqa: PLR0913 - an index has that many parts
-    name: str,
-    table: str,
-    columns: Sequence[str],
-    *,
-    unique: bool = False,
-    include: Sequence[str] = (),
-    where: str | None = None,
+def create_index_online(
+    name: str, table: str, columns: Sequence[str], *, unique: bool = False, where: str | None = None
 ) -> None:
     """Build an index that writers of the table do not wait for, whatever was left behind.
 
@@ -104,7 +98,6 @@ def create_index_online(  # noqa: PLR0913 - an index has that many parts
         table: a table of schema public, without schema.
         columns: in the order of the index.
         unique: whether it is a unique index.
-        include: columns that it carries without being ordered by them.
         where: the predicate of a partial index.
     """
     with op.get_context().autocommit_block():
@@ -119,7 +112,6 @@ def create_index_online(  # noqa: PLR0913 - an index has that many parts
             unique=unique,
             if_not_exists=True,
             postgresql_concurrently=True,
-            postgresql_include=list(include),
             postgresql_where=text(where) if where else None,
         )
         _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")

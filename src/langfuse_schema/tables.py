@@ -136,12 +136,8 @@ langfuse_traces = Table(
     Index("idx_langfuse_traces_entity", "entity_type", "entity_id"),
     Index("idx_langfuse_traces_user_id", "user_id"),
     Index("idx_langfuse_traces_created_at", "created_at"),
-    Index(
-        "idx_langfuse_traces_user_id_created_at",
-        "user_id",
-        "created_at",
-        postgresql_include=["trace_id"],
-    ),
+    Index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
+    Index("idx_langfuse_traces_user_id_trace_id", "user_id", "trace_id"),
 )
 """One call of a model: what went in and what came out, for one user and one text of the app.
 
@@ -226,6 +222,7 @@ reads the count to refuse a request. Users never see it.
 INDEXED_SINCE = {
     "idx_langfuse_scores_pending": HOT_PATHS,
     "idx_langfuse_traces_user_id_created_at": HOT_PATHS,
+    "idx_langfuse_traces_user_id_trace_id": HOT_PATHS,
 }
 """The revisions of the indexes that did not come with their tables."""
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import psycopg2.extensions
 from permissions import (
     ACTIONS,
     ALL,
@@ -27,7 +28,7 @@ from support import AOI, BEN, CORE, MIO, REVISIONS, TRACE, Database
 from langfuse_schema import migrations, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 APP_TABLES = tuple(f"public.{name}" for name in tables.APP_TABLES)
 TABLES = (*OURS, VERSION, *APP_TABLES)
@@ -103,7 +104,9 @@ def times_of(table: str) -> dict[str, str]:
 class Session:
     """A session of one of WHO, in which everything is rolled back."""
 
-    def __init__(self, connection: Any, role: str | None, user: str | None) -> None:
+    def __init__(
+        self, connection: psycopg2.extensions.connection, role: str | None, user: str | None
+    ) -> None:
         self.cursor = connection.cursor()
         self.role = role
         self.claims = json.dumps({"role": role, **({"sub": user} if user else {})})
@@ -179,7 +182,7 @@ def meaning(table: str, outcome: tuple[int | str, ...], user: str) -> str:
 
 
 def test_every_role_may_do_what_the_table_says_and_nothing_else(
-    any_world: Database, record_property: Any
+    any_world: Database, record_property: Callable[[str, object], None]
 ) -> None:
     cells = 0
     wrong = []
