@@ -1,7 +1,7 @@
 """Who may do what, as it should come out: the one table, and its page in docs/permissions.md.
 
 Written down apart from `langfuse_schema.access`, which says how it is brought about. What is not
-listed is refused. `python tests/access/permissions.py` renders it into the page.
+listed is refused. `PYTHONPATH=tests python tests/access/permissions.py` renders it into the page.
 """
 
 from __future__ import annotations

@@ -247,4 +247,6 @@ def assert_the_app_is_as_supabase_leaves_it(
 
 
 def test_the_page_shows_the_table() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "run: python tests/access/permissions.py"
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "run: PYTHONPATH=tests python tests/access/permissions.py"
+    )
