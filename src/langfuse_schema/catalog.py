@@ -33,11 +33,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A primary key, unique, foreign key, check or exclusion constraint."""
+    """A primary key, unique, foreign key, check or exclusion constraint.
+
+    `enforced` is False where somebody disabled the triggers that enforce a foreign key.
+    """
 
     name: str
     definition: str
     validated: bool = True
+    enforced: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,28 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Trigger:
+    """A trigger; `enabled` is the letter of pg_trigger: O is as created, D is disabled."""
+
+    name: str
+    definition: str
+    enabled: str = "O"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rewrite rule; `enabled` is the letter of pg_rewrite."""
+
+    name: str
+    definition: str
+    enabled: str = "O"
+
+
+Named = Column | Constraint | Index | Policy | Trigger | Rule
+"""What hangs on a table under a name of its own."""
+
+
+@dataclass(frozen=True)
 class Table:
     """A table, view or sequence with all that hangs on it; `kind` is pg_class.relkind."""
 
@@ -82,14 +108,16 @@ class Table:
     persistence: str = "p"
     row_security: bool = False
     force_row_security: bool = False
+    is_partition: bool = False
     parents: tuple[str, ...] = ()
+    children: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     indexes: tuple[Index, ...] = ()
     policies: tuple[Policy, ...] = ()
     grants: frozenset[Grant] = frozenset()
-    triggers: tuple[str, ...] = ()
-    rules: tuple[str, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+    rules: tuple[Rule, ...] = ()
 
     @property
     def qualified_name(self) -> str:
@@ -125,14 +153,25 @@ _QUERIES = {
     "tables": f"""
         SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
                pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
+               c.relispartition,
                ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits AS i
                      JOIN pg_class AS p ON p.oid = i.inhparent
                      JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
-                     WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents
+                     WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents,
+               ARRAY(SELECT hn.nspname || '.' || h.relname FROM pg_inherits AS i
+                     JOIN pg_class AS h ON h.oid = i.inhrelid
+                     JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
+                     WHERE i.inhparent = c.oid ORDER BY 1) AS children
         {_FROM} WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}
         ORDER BY n.nspname, c.relname""",
     "columns": f"""
-        SELECT c.oid, a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
+        SELECT c.oid, a.attname, format_type(a.atttypid, a.atttypmod) || coalesce(
+                   (SELECT ' COLLATE ' || l.oid::regcollation::text FROM pg_collation AS l
+                    JOIN pg_type AS t ON t.oid = a.atttypid
+                    WHERE l.oid = a.attcollation AND l.oid <> t.typcollation), ''),
+               NOT a.attnotnull OR EXISTS (SELECT FROM pg_constraint AS k
+                   WHERE k.conrelid = c.oid AND k.contype = 'n' AND NOT k.convalidated
+                   AND k.conkey = ARRAY[a.attnum]),
                pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text || a.attidentity::text
         {_FROM} JOIN pg_attribute AS a ON a.attrelid = c.oid
         LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -140,7 +179,10 @@ _QUERIES = {
         AND {_OURS_OR_ALL} ORDER BY c.oid, a.attnum""",
     # PostgreSQL 18 lists NOT NULL among the constraints; the columns say it already.
     "constraints": f"""
-        SELECT c.oid, k.conname, pg_get_constraintdef(k.oid), k.convalidated
+        SELECT c.oid, k.conname, regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', ''),
+               k.convalidated, NOT EXISTS (SELECT FROM pg_trigger AS t
+                   WHERE t.tgconstraint = k.oid AND t.tgisinternal
+                   AND t.tgenabled NOT IN ('O', 'A'))
         {_FROM} JOIN pg_constraint AS k ON k.conrelid = c.oid
         WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND {_OURS_OR_ALL}
         ORDER BY c.oid, k.conname""",
@@ -169,13 +211,13 @@ _QUERIES = {
             SELECT a.attname::text, t.* FROM pg_attribute AS a, aclexplode(a.attacl) AS t
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS e
         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}""",
-    # A disabled trigger does not show in its definition.
+    # Whether a trigger or a rule is disabled does not show in its definition.
     "triggers": f"""
-        SELECT c.oid, pg_get_triggerdef(t.oid) || ' [' || t.tgenabled::text || ']'
+        SELECT c.oid, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
         {_FROM} JOIN pg_trigger AS t ON t.tgrelid = c.oid
         WHERE NOT t.tgisinternal AND {_OURS_OR_ALL} ORDER BY c.oid, t.tgname""",
     "rules": f"""
-        SELECT c.oid, pg_get_ruledef(r.oid)
+        SELECT c.oid, r.rulename, pg_get_ruledef(r.oid), r.ev_enabled::text
         {_FROM} JOIN pg_rewrite AS r ON r.ev_class = c.oid
         WHERE {_OURS_OR_ALL} ORDER BY c.oid, r.rulename""",
 }
@@ -256,7 +298,9 @@ def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Tabl
         persistence=row.relpersistence,
         row_security=row.relrowsecurity,
         force_row_security=row.relforcerowsecurity,
+        is_partition=row.relispartition,
         parents=tuple(row.parents),
+        children=tuple(row.children),
         columns=tuple(Column(*values) for values in of("columns")),
         constraints=tuple(Constraint(*values) for values in of("constraints")),
         indexes=tuple(Index(*values) for values in of("indexes")),
@@ -265,8 +309,8 @@ def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Tabl
             for name, command, permissive, roles, using, check in of("policies")
         ),
         grants=frozenset(Grant(*values) for values in of("grants")),
-        triggers=tuple(definition for (definition,) in of("triggers")),
-        rules=tuple(definition for (definition,) in of("rules")),
+        triggers=tuple(Trigger(*values) for values in of("triggers")),
+        rules=tuple(Rule(*values) for values in of("rules")),
     )
 
 

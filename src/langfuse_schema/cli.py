@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
-from langfuse_schema import migrations
+from langfuse_schema import migrations, verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,7 @@ examples:
   langfuse-schema preflight               would an upgrade succeed? changes nothing
   langfuse-schema upgrade head            migrate, or find nothing to do
   langfuse-schema upgrade head --sql      print the SQL instead
+  langfuse-schema verify                  is it what the revisions promised? changes nothing
   langfuse-schema downgrade -1            take the newest revision back
   langfuse-schema dev                     a database to play with; Ctrl-C stops it"""
 
@@ -78,6 +79,7 @@ class _CommandLine(CommandLine):
         for function in _ALEMBIC_COMMANDS:
             self.register_command(function)
         self._add_preflight()
+        self._add_verify()
         self._add_dev()
 
     def _add_preflight(self) -> None:
@@ -86,6 +88,16 @@ class _CommandLine(CommandLine):
         )
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.set_defaults(cmd=(_preflight, [], ["format"]))
+
+    def _add_verify(self) -> None:
+        parser = self.subparsers.add_parser(
+            "verify", help="Compare the database with what the revisions make; change nothing."
+        )
+        parser.add_argument("--format", choices=("text", "json"), default="text")
+        parser.add_argument(
+            "--revision", default="head", metavar="ID", help="where it should be (default: head)"
+        )
+        parser.set_defaults(cmd=(_verify, [], ["format", "revision"]))
 
     def _add_dev(self) -> None:
         parser = self.subparsers.add_parser(
@@ -132,7 +144,7 @@ def _run(config: Config, options: Namespace) -> int:
         if options.raiseerr:
             raise
         print("FAILED:", error, file=sys.stderr)
-        ours = function in (_preflight, _dev)
+        ours = function in (_preflight, _verify, _dev)
         return _CANNOT_RUN if ours else _FAILED
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -144,6 +156,13 @@ def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's
     migrations.configure_logging(config)
     report = migrations.preflight_report(config)
     print(report.as_json() if format == "json" else report.as_text())
+    return 0 if report.ok else _FAILED
+
+
+def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - the option's name
+    migrations.configure_logging(config)
+    report = migrations.verify_report(config, revision)
+    print(report.as_json() if format == "json" else verify.as_text(report))
     return 0 if report.ok else _FAILED
 
 

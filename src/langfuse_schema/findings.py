@@ -42,6 +42,11 @@ class Finding:
             f"  remedy:   {_indented(self.remedy)}"
         )
 
+    def line(self) -> str:
+        """The finding as one line: code, object, found, expected, remedy."""
+        found, expected, remedy = map(_on_one_line, (self.found, self.expected, self.remedy))
+        return f"{self.code}  {self.object}  found: {found}  expected: {expected}  remedy: {remedy}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -89,6 +94,10 @@ class SchemaError(CommandError):
         """Make one message of all findings."""
         super().__init__("\n".join(["", *(str(finding) for finding in findings)]))
         self.findings = tuple(findings)
+
+
+def _on_one_line(value: str) -> str:
+    return " ".join(line.strip() for line in value.splitlines())
 
 
 def _indented(value: str) -> str:

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import text
 
-from langfuse_schema import database, preflight, tables
+from langfuse_schema import database, preflight, tables, verify
 from langfuse_schema.database import Options
 from langfuse_schema.findings import Finding, Report, SchemaError
 from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
@@ -124,6 +124,17 @@ def stamp(target: str | URL | sa.Engine, revision: str) -> None:
         SchemaError: the database cannot be reached, or not written to.
     """
     command.stamp(_config(target, Options()), revision)
+
+
+def config_for(target: str | URL | sa.Engine | sa.Connection) -> Config:
+    """Make the configuration for a running program's database.
+
+    Arguments:
+        target: the URL of the database, an engine, or a connection without an open transaction.
+    """
+    if isinstance(target, sa.Connection):
+        return Config(config_file(), attributes={"connection": target})
+    return _config(target, Options())
 
 
 def _config(target: str | URL | sa.Engine, options: Options) -> Config:
@@ -273,6 +284,26 @@ def preflight_report(config: Config) -> Report:
             pending = known[known.index(applied) + 1 :] if applied else known
             findings = preflight.check(connection, [applied] if applied else [], pending)
         return Report(applied, tuple(findings), facts)
+
+
+def verify_report(config: Config, revision: str = "head") -> Report:
+    """Compare a database with what the revisions make, without changing anything.
+
+    Arguments:
+        config: Alembic's configuration; it says which database.
+        revision: where the database should be: `head`, or a revision id.
+
+    Raises:
+        SchemaError: the database cannot be reached or not read, or a migration is running.
+        CommandError: there is no such revision.
+    """
+    script = ScriptDirectory.from_config(config)
+    known = [found.revision for found in script.walk_revisions()][::-1]
+    target = script.get_revision(revision)
+    if target is None:
+        raise CommandError(f"verify compares with a revision, not with {revision}")
+    with _connection(config) as connection, database.errors_for_users("the database"):
+        return verify.report(connection, known, target.revision)
 
 
 def _create_version_table(connection: sa.Connection) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema import access, catalog, declaration, tables
+from langfuse_schema import access, catalog, declaration, differences, tables
 from langfuse_schema.findings import Finding
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _users(connection: Connection) -> Iterator[Finding]:
     if users is None:
         yield Finding("users-table-missing", "auth.users", "no such table", expected, remedy)
         return
-    kind = declaration.RELATION_KINDS.get(users.kind, users.kind)
+    kind = differences.RELATION_KINDS.get(users.kind, users.kind)
     if users.kind not in ("r", "p"):
         yield Finding("users-table-differs", "auth.users", f"a {kind}", expected, remedy)
         return
@@ -281,7 +282,7 @@ def plan_revision(found: dict[str, catalog.Table]) -> str | None:
     for revision in reversed(declaration.PLAN):
         expected = declaration.at(revision)
         if expected.keys() <= found.keys() and not any(
-            list(declaration.differences(table, found[name])) for name, table in expected.items()
+            list(differences.of_table(table, found[name])) for name, table in expected.items()
         ):
             return revision
     return None
@@ -290,7 +291,7 @@ def plan_revision(found: dict[str, catalog.Table]) -> str | None:
 def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Finding]:
     expected = declaration.at(tables.CORE)
     for name in ours:
-        differing = list(declaration.differences(expected[name], found[name]))
+        differing = _in_our_way(expected[name], found[name])
         yield from differing
         if not differing:
             yield Finding(
@@ -301,6 +302,12 @@ def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Fi
                 f"if it is a leftover, drop or rename it:\n"
                 f"ALTER TABLE {name} RENAME TO {found[name].name}_before",
             )
+
+
+def _in_our_way(expected: catalog.Table, found: catalog.Table) -> list[Finding]:
+    """Compare, without telling anybody how to bend a table that may not be ours."""
+    remedy = "change it to what is expected, or move it out of the way under another name"
+    return [replace(finding, remedy=remedy) for finding in differences.of_table(expected, found)]
 
 
 def _names_taken(connection: Connection, applied: str, newest: str) -> Iterator[Finding]:
@@ -319,7 +326,7 @@ def _names_taken(connection: Connection, applied: str, newest: str) -> Iterator[
     )
     for name, kind, table in rows:
         if table is None and f"public.{name}" not in _OURS:
-            described = f"a {declaration.RELATION_KINDS.get(kind, 'relation')}"
+            described = f"a {differences.RELATION_KINDS.get(kind, 'relation')}"
         elif table is not None and f"public.{table}" != names[name]:
             described = f"an index of public.{table}"
         else:
@@ -362,7 +369,7 @@ def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iter
     for name in _APPS:
         table = found.get(name)
         if table is None or table.kind != "r":
-            kind = declaration.RELATION_KINDS.get(table.kind, table.kind) if table else None
+            kind = differences.RELATION_KINDS.get(table.kind, table.kind) if table else None
             yield Finding(
                 "app-table-differs" if kind else "app-table-missing",
                 name,
@@ -392,10 +399,10 @@ def _half_made(expected: catalog.Table, found: catalog.Table) -> Iterator[Findin
     if found.column(tables.LINK_COLUMN) is None:
         for index in expected.indexes:
             if found.index(index.name):
-                yield from declaration.differences(expected, found)
+                yield from _in_our_way(expected, found)
                 return
         return
-    for finding in declaration.differences(expected, found):
+    for finding in _in_our_way(expected, found):
         left_by_interruption = finding.code == "index-missing" or finding.found.endswith(" INVALID")
         if not left_by_interruption:
             yield finding
@@ -444,8 +451,8 @@ def _policies_to_replace(found: dict[str, catalog.Table]) -> Iterator[Finding]:
             yield Finding(
                 "policy-differs" if there else "policy-missing",
                 f"public.{policy.table}: {policy.name}",
-                declaration.described(there) if there else "nothing",
-                declaration.described(expected),
+                differences.described(there) if there else "nothing",
+                differences.described(expected),
                 "keep a policy of your own under another name, and restore the plan's:\n"
                 f"{drop}{access.create_policy(policy)};",
             )

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from support import LINKS, PLAN_REVISIONS, POLICIES, REVISIONS, Database, plan_sql
 
-from langfuse_schema import access, catalog, declaration, migrations, tables
+from langfuse_schema import access, catalog, declaration, differences, migrations, tables
 
 
 def comparable(found: catalog.Catalog, *, grants: bool = False) -> dict[str, catalog.Table]:
@@ -90,7 +90,7 @@ def test_what_is_declared_for_a_revision_is_what_the_catalog_holds_at_it(
     migrations.upgrade(database.url, revision)
     found = database.catalog().tables
     for name, expected in declaration.at(revision).items():
-        assert list(declaration.differences(expected, found[name])) == []
+        assert list(differences.of_table(expected, found[name])) == []
 
 
 def test_the_foreign_keys_of_the_links_are_valid_without_a_scan(database: Database) -> None:

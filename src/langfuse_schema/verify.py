@@ -1,0 +1,339 @@
+"""After an upgrade: is the database what the revisions promised? It is read, never changed.
+
+The plan's own checklist (検証項目) comes first, item by item; then what goes beyond it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from langfuse_schema import (
+    access,
+    catalog,
+    checklist,
+    declaration,
+    differences,
+    preflight,
+    remedies,
+    tables,
+)
+from langfuse_schema.findings import Finding, Report, SchemaError
+from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine import URL
+
+_VERSION = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
+
+_VERSION_COLUMNS = (catalog.Column("version_num", "character varying(32)", nullable=False),)
+
+_EXPECTED_VERSION_TABLE = catalog.Table(
+    VERSION_SCHEMA,
+    VERSION_TABLE,
+    columns=_VERSION_COLUMNS,
+    constraints=(catalog.Constraint(f"{VERSION_TABLE}_pkc", "PRIMARY KEY (version_num)"),),
+    indexes=(
+        catalog.Index(
+            f"{VERSION_TABLE}_pkc",
+            f"CREATE UNIQUE INDEX {VERSION_TABLE}_pkc ON {_VERSION} USING btree (version_num)",
+        ),
+    ),
+)
+
+
+def verify(target: str | URL | sa.Engine | Connection, revision: str = "head") -> list[Finding]:
+    """Compare a database with what the revisions make, as `langfuse-schema verify` does.
+
+    Arguments:
+        target: the URL of the database, an engine, or a connection without an open transaction.
+        revision: what the database should be at: `head`, or a revision id.
+
+    Returns:
+        The differences; empty if there is none.
+
+    Raises:
+        SchemaError: the database cannot be reached or not read, or a migration is running.
+        CommandError: there is no such revision.
+    """
+    from langfuse_schema import migrations
+
+    return list(migrations.verify_report(migrations.config_for(target), revision).findings)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one look at a database saw."""
+
+    tables: dict[str, catalog.Table]
+    revisions: tuple[str, ...] | None
+    """The rows of the version table; None if this role may not read it."""
+    schema: frozenset[catalog.Grant]
+    """The grants on the schema of the version table."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def version_table(self) -> catalog.Table | None:
+        return self.tables.get(_VERSION)
+
+
+def report(connection: Connection, known: Sequence[str], target: str) -> Report:
+    """Compare a database with the declaration.
+
+    Arguments:
+        connection: to the database, without an open transaction; only read, with the
+            lock_timeout that it has.
+        known: our revisions, oldest first.
+        target: the revision at which the database should be.
+
+    Returns:
+        The findings; among the facts are the checks that `text` begins with, the compared
+        revision, and the milliseconds that reading took.
+
+    Raises:
+        SchemaError: a migration holds the tables.
+    """
+    started = time.perf_counter()
+    with _busy_for_users(), _read_only(connection):
+        found = _look(connection)
+    elapsed = round((time.perf_counter() - started) * 1000, 1)
+    strangers = ("PUBLIC", *found.facts["api_roles"])
+    owner, owner_findings = _owner(found)
+
+    def compare(revision: str) -> list[Finding]:
+        return list(
+            differences.of_tables(_declared(revision, strangers), found.tables, strangers, owner)
+        )
+
+    adoptable = next((one for one in [target, *reversed(known)] if not compare(one)), None)
+    compared, revision_findings = _standing(found, known, target, adoptable)
+    findings = [
+        *revision_findings,
+        *owner_findings,
+        *_version_table(found, strangers),
+        *(compare(compared) if compared else ()),
+    ]
+    recorded = ", ".join(found.revisions) if found.revisions else None
+    facts = {
+        "target": target,
+        "compared_with": compared,
+        "revision_readable": found.revisions is not None,
+        **found.facts,
+        "extra_indexes": _extra_indexes(_declared(target, strangers), found.tables),
+        "other_grants": _other_grants(found.tables, strangers),
+        "elapsed_milliseconds": elapsed,
+        "checks": checklist.checks(_declared(target, strangers), found.tables, recorded, findings),
+    }
+    return Report(recorded, tuple(findings), facts)
+
+
+def _declared(revision: str, strangers: Collection[str]) -> dict[str, catalog.Table]:
+    return {
+        name: replace(
+            table, grants=frozenset(grant for grant in table.grants if grant.role in strangers)
+        )
+        for name, table in declaration.at(revision).items()
+    }
+
+
+@contextmanager
+def _read_only(connection: Connection) -> Iterator[None]:
+    """One transaction that sees one state and can change nothing, on a standby too."""
+    driver: Any = connection.connection.dbapi_connection
+    mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    # An engine in autocommit mode, as apps configure it, begins no transaction by itself.
+    begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
+    connection.exec_driver_sql(begin)
+    try:
+        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
+        yield
+    finally:
+        if driver.autocommit:
+            connection.exec_driver_sql("ROLLBACK")
+        connection.rollback()
+
+
+@contextmanager
+def _busy_for_users() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        if getattr(error.orig, "pgcode", getattr(error.orig, "sqlstate", None)) != "55P03":
+            raise
+        finding = Finding(
+            "database-busy",
+            "lock_timeout",
+            "a lock on one of the tables: a migration is running",
+            "tables that can be read within lock_timeout",
+            "wait until the migration is over, or for longer: -x lock_timeout=10s",
+        )
+        raise SchemaError([finding]) from error
+
+
+_SERVER = """
+    SELECT current_setting('server_version') AS server, current_database()::text AS database,
+           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
+           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles
+"""
+
+_READABLE = """
+    SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = :schema AND c.relname = :table
+"""
+
+_SCHEMA_GRANTS = """
+    SELECT CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee)::text END,
+           e.privilege_type, NULL, e.is_grantable
+    FROM pg_namespace AS n, aclexplode(n.nspacl) AS e WHERE n.nspname = :schema
+"""
+
+
+def _look(connection: Connection) -> _Found:
+    version = {"schema": VERSION_SCHEMA, "table": VERSION_TABLE}
+    server = connection.execute(text(_SERVER), {"roles": list(access.API_ROLES)}).one()
+    grants = connection.execute(text(_SCHEMA_GRANTS), {"schema": VERSION_SCHEMA})
+    schema = frozenset(catalog.Grant(*values) for values in grants)
+    # No cast to regclass: it fails for a role that may not enter the schema.
+    readable = connection.execute(text(_READABLE), version).scalar()
+    ours = [f"public.{name}" for name in (*access.TABLES, *tables.APP_TABLES)]
+    found = catalog.read(connection, [*ours, _VERSION]).tables
+    revisions = None if readable is False else _revisions(connection) if readable else ()
+    return _Found(found, revisions, schema, dict(server._asdict()))
+
+
+def _revisions(connection: Connection) -> tuple[str, ...]:
+    rows = connection.execute(text(f"SELECT version_num FROM {_VERSION} ORDER BY 1"))
+    return tuple(str(revision) for revision in rows.scalars())
+
+
+def _owner(found: _Found) -> tuple[str | None, list[Finding]]:
+    """Say who should own our tables: whoever owns the version table, unless it alone differs."""
+    if found.version_table is None:
+        return None, []
+    owner = found.version_table.owner
+    ours = [table for table in found.tables.values() if table.name in access.TABLES]
+    owners = {table.owner for table in ours}
+    if len(ours) < len(access.TABLES) or len(owners) > 1 or owner in owners:
+        return owner, []
+    (other,) = owners
+    remedy = remedies.set_owner(found.version_table, other, ())
+    return other, [Finding("owner-differs", _VERSION, owner, other, remedy)]
+
+
+def _standing(
+    found: _Found, known: Sequence[str], target: str, adoptable: str | None
+) -> tuple[str | None, list[Finding]]:
+    """Say which revision the tables are to be compared with, and what is wrong with the one noted.
+
+    A database that stands at an older revision is compared with that one: what is missing
+    until the target is one finding, and whatever differs besides is seen.
+
+    Arguments:
+        found: what was read.
+        known: our revisions, oldest first.
+        target: where the database should be.
+        adoptable: the revision that the tables amount to, the target first; None if none.
+    """
+    noted = found.revisions
+    if noted is None or noted == (target,):
+        return target, []
+    upgrade = f"langfuse-schema upgrade {target}"
+    if adoptable == target:
+        remedy = f"langfuse-schema stamp --purge {target}"
+    elif found.version_table is None or not noted:
+        adopted = adoptable or preflight.plan_revision(found.tables)
+        remedy = f"langfuse-schema stamp {adopted} && {upgrade}" if adopted else upgrade
+        adoptable = adopted
+    elif len(noted) == 1 and noted[0] in known:
+        adoptable = noted[0]
+        remedy = upgrade if noted[0] < target else f"langfuse-schema downgrade {target}"
+    elif len(noted) == 1:
+        return None, [preflight.unknown_revision(noted[0], known)]
+    else:
+        remedy = "langfuse-schema stamp --purge REVISION, once it is known what the tables hold"
+    return adoptable or target, [_revision_finding(found, known, target, remedy)]
+
+
+def _revision_finding(found: _Found, known: Sequence[str], target: str, remedy: str) -> Finding:
+    noted = found.revisions or ()
+    if found.version_table is None:
+        code, shown = "version-table-missing", "no such table"
+    elif not noted:
+        code, shown = "revision-behind", "no revision"
+    elif len(noted) > 1:
+        code, shown = "revision-unknown", "several: " + ", ".join(noted)
+    elif noted[0] in known:
+        code, shown = f"revision-{'behind' if noted[0] < target else 'ahead'}", noted[0]
+    else:
+        code, shown = "revision-unknown", noted[0]
+    return Finding(code, _VERSION, shown, target, remedy)
+
+
+def _version_table(found: _Found, strangers: Collection[str]) -> Iterator[Finding]:
+    """Compare the version table and its schema, which nobody else is to reach."""
+    if found.schema:
+        for role in strangers:
+            given = sorted(grant.privilege for grant in found.schema if grant.role == role)
+            if given:
+                yield Finding(
+                    "grant-unexpected",
+                    VERSION_SCHEMA,
+                    f"{role}: {', '.join(given)}",
+                    f"{role}: nothing",
+                    f"REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM {role} CASCADE;",
+                )
+    if found.version_table:
+        expected = {_VERSION: _EXPECTED_VERSION_TABLE}
+        yield from differences.of_tables(expected, found.tables, strangers, owner=None)
+
+
+def _extra_indexes(
+    expected: dict[str, catalog.Table], found: dict[str, catalog.Table]
+) -> list[str]:
+    return [
+        index
+        for name, table in expected.items()
+        if name in found and table.name not in tables.APP_TABLES
+        for index in differences.extra_indexes(table, found[name])
+    ]
+
+
+def _other_grants(found: dict[str, catalog.Table], strangers: Collection[str]) -> list[str]:
+    """Name the roles that somebody let in besides those of the Data API."""
+    return sorted(
+        {
+            f"{name}: {grant.role}"
+            for name, table in found.items()
+            if table.name not in tables.APP_TABLES
+            for grant in table.grants
+            if grant.role not in strangers and grant.role != table.owner
+        }
+    )
+
+
+def as_text(report: Report) -> str:
+    """Write a report for people: the plan's checks, then one line for each difference."""
+    lines = [str(check) for check in map(checklist.shown, report.facts["checks"])]
+    lines += [finding.line() for finding in report.findings]
+    facts = report.facts
+    revision = report.revision or ("none" if facts["revision_readable"] else "not readable")
+    lines.append(
+        f"PostgreSQL {facts['server']}, database {facts['database']}, role {facts['role']},"
+        f" revision {revision}, read in {facts['elapsed_milliseconds']} ms"
+    )
+    for fact in ("extra_indexes", "other_grants"):
+        if facts[fact]:
+            lines.append(f"{fact.replace('_', ' ')}: {', '.join(facts[fact])}")
+    number = len(report.findings)
+    lines.append(f"{number} {'difference' if number == 1 else 'differences'}")
+    return "\n".join(lines)

@@ -1,0 +1,239 @@
+"""`verify`: of a database as it should be, of one that stands elsewhere, and for whom it works."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from support import (
+    HOT_PATHS,
+    LINKS,
+    PLAN_REVISIONS,
+    POLICIES,
+    REVISIONS,
+    Database,
+    alembic,
+    insert_example_rows,
+    langfuse_schema,
+    plan_sql,
+)
+
+from langfuse_schema import migrations
+from langfuse_schema.findings import SchemaError
+from langfuse_schema.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = "langfuse_migrations.alembic_version"
+
+
+def codes(database: Database, revision: str = "head") -> set[tuple[str, str]]:
+    return {(finding.code, finding.object) for finding in verify(database.url, revision)}
+
+
+def test_an_untouched_head_is_what_was_promised(any_world: Database) -> None:
+    migrations.upgrade(any_world.url)
+    insert_example_rows(any_world)
+    assert verify(any_world.url) == []
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_revision_is_what_was_promised(database: Database, revision: str) -> None:
+    migrations.upgrade(database.url, revision)
+    assert verify(database.url, revision) == []
+    if revision != HOT_PATHS:
+        assert codes(database) == {("revision-behind", VERSION)}
+
+
+def test_the_plan_run_by_hand_and_upgraded_is_what_was_promised(any_world: Database) -> None:
+    any_world.execute(plan_sql(*PLAN_REVISIONS))
+    migrations.stamp(any_world.url, POLICIES)
+    migrations.upgrade(any_world.url)
+    assert verify(any_world.url) == []
+
+
+def test_the_plan_run_by_hand_is_told_how_to_be_adopted(legacy_database: Database) -> None:
+    legacy_database.execute(plan_sql(*PLAN_REVISIONS))
+    first, *others = verify(legacy_database.url)
+    assert (first.code, first.object) == ("version-table-missing", VERSION)
+    assert first.remedy == (
+        f"langfuse-schema stamp {POLICIES} && langfuse-schema upgrade {HOT_PATHS}"
+    )
+    assert {finding.code for finding in others} == {"grant-unexpected"}
+
+
+def test_the_text_begins_with_the_checklist_of_the_plan(database: Database) -> None:
+    migrations.upgrade(database.url, POLICIES)
+    outcome = langfuse_schema(database, "verify", "--revision", POLICIES)
+    assert outcome.code == 0
+    assert outcome.stdout.splitlines()[:8] == [
+        "[x] langfuse_traces exists … 10 columns, 4 constraints, 5 indexes",
+        "[x] langfuse_scores exists … 9 columns, 5 constraints, 4 indexes",
+        "[x] langfuse_batch_runs exists … 8 columns, 1 constraint, 3 indexes",
+        "[x] rate_limit_logs exists … 6 columns, 2 constraints, 3 indexes",
+        "[x] app tables have langfuse_trace_id … 3 columns",
+        "[x] RLS policies are right … 3 policies, 2 tables with row level security",
+        "[x] indexes exist … 18 indexes",
+        "[x] foreign keys are right … 6 foreign keys",
+    ]
+    assert outcome.stdout.splitlines()[-1] == "0 differences"
+
+
+def test_a_difference_is_one_line_with_its_remedy(database: Database) -> None:
+    migrations.upgrade(database.url)
+    database.execute("DROP INDEX public.idx_langfuse_scores_status")
+    outcome = langfuse_schema(database, "verify")
+    assert outcome.code == 1
+    lines = outcome.stdout.splitlines()
+    index = "idx_langfuse_scores_status ON public.langfuse_scores USING btree (status)"
+    expected = (
+        "index-missing  public.idx_langfuse_scores_status  found: nothing"
+        f"  expected: CREATE INDEX {index}  remedy: CREATE INDEX CONCURRENTLY {index};"
+    )
+    assert [line for line in lines if line.startswith("index-")] == [expected]
+    unticked = [line for line in lines if line.startswith("[ ]")]
+    assert unticked == [line for line in lines if line.startswith("[ ] indexes exist … ")] != []
+    assert lines[-1] == "1 difference"
+
+
+def test_the_json_keeps_its_shape(
+    database: Database, record_property: Callable[[str, object], None]
+) -> None:
+    migrations.upgrade(database.url)
+    database.execute("CREATE INDEX mine ON langfuse_traces (tags)")
+    database.execute("GRANT SELECT ON langfuse_batch_runs TO authenticator")
+    outcome = langfuse_schema(database, "verify", "--format", "json")
+    report = json.loads(outcome.stdout)
+    assert outcome.code == 0
+    assert report.keys() == {"ok", "revision", "facts", "findings"}
+    assert (report["ok"], report["revision"], report["findings"]) == (True, HOT_PATHS, [])
+    facts = report["facts"]
+    assert facts["extra_indexes"] == ["public.mine"]
+    assert facts["other_grants"] == ["public.langfuse_batch_runs: authenticator"]
+    assert facts["api_roles"] == ["anon", "authenticated", "service_role"]
+    assert [check["ok"] for check in facts["checks"]] == [True] * 12
+    record_property("ms to read a database (a fact of verify)", facts["elapsed_milliseconds"])
+
+    database.execute("ALTER TABLE langfuse_traces DISABLE ROW LEVEL SECURITY")
+    outcome = langfuse_schema(database, "verify", "--format", "json")
+    assert outcome.code == 1
+    assert json.loads(outcome.stdout)["findings"] == [
+        {
+            "code": "row-level-security-differs",
+            "object": "public.langfuse_traces",
+            "found": "row level security disabled",
+            "expected": "row level security enabled",
+            "remedy": "ALTER TABLE public.langfuse_traces ENABLE ROW LEVEL SECURITY;",
+            "severity": "error",
+        }
+    ]
+
+
+def test_a_database_never_migrated_misses_everything(database: Database) -> None:
+    found = codes(database)
+    assert ("version-table-missing", VERSION) in found
+    assert ("table-missing", "public.langfuse_traces") in found
+    assert ("column-missing", "public.reflections.langfuse_trace_id") in found
+    before = database.catalog()
+    outcome = langfuse_schema(database, "verify")
+    assert outcome.code == 1
+    assert database.catalog() == before
+
+
+def test_a_revision_behind_is_compared_with_itself(database: Database) -> None:
+    migrations.upgrade(database.url, LINKS)
+    database.execute("DROP INDEX idx_langfuse_traces_entity")
+    assert codes(database) == {
+        ("revision-behind", VERSION),
+        ("index-missing", "public.idx_langfuse_traces_entity"),
+    }
+
+
+def test_a_revision_ahead_of_where_a_team_stops(database: Database) -> None:
+    migrations.upgrade(database.url)
+    (finding,) = verify(database.url, POLICIES)
+    assert finding.code == "revision-ahead"
+    assert finding.remedy == f"langfuse-schema downgrade {POLICIES}"
+
+
+def test_the_tables_of_an_unknown_revision_are_left_alone(database: Database) -> None:
+    """A newer release has made them: our remedies would undo it."""
+    migrations.upgrade(database.url)
+    database.execute(f"UPDATE {VERSION} SET version_num = '20991231000001'")
+    database.execute("DROP INDEX idx_langfuse_traces_entity")
+    assert codes(database) == {("revision-unknown", VERSION)}
+
+
+def test_connect_is_all_that_it_needs(database: Database) -> None:
+    migrations.upgrade(database.url)
+    url = database.as_user("authenticator")
+    assert verify(url) == []
+    outcome = langfuse_schema(Database(url), "verify", "--format", "json")
+    report = json.loads(outcome.stdout)
+    assert (outcome.code, report["revision"]) == (0, None)
+    assert report["facts"]["revision_readable"] is False
+    outcome = langfuse_schema(Database(url), "verify")
+    assert "revision not readable" in outcome.stdout
+
+
+@pytest.mark.parametrize("role", ["postgres", "authenticator"])
+def test_it_writes_nothing_and_sees_the_same_under_any_search_path(
+    database: Database, role: str
+) -> None:
+    migrations.upgrade(database.url)
+    engine = sa.create_engine(database.as_user(role), poolclass=sa.NullPool)
+
+    @sa.event.listens_for(engine, "connect")
+    def set_up(connection: sa.PoolProxiedConnection, _record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET search_path TO auth, public; SET transaction_read_only = on")
+        connection.commit()
+
+    with engine.connect() as connection:
+        assert verify(connection) == []
+        assert connection.exec_driver_sql("SHOW search_path").scalar() == "auth, public"
+
+
+@pytest.mark.parametrize("driver", ["postgresql+psycopg2", "postgresql+psycopg"])
+@pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "SERIALIZABLE"])
+def test_engines_of_apps(database: Database, driver: str, isolation: str) -> None:
+    migrations.upgrade(database.url)
+    url = database.url.set(drivername=driver)
+    engine = sa.create_engine(url, isolation_level=isolation, poolclass=sa.NullPool)
+    assert verify(engine) == []
+    database.execute("DROP INDEX idx_langfuse_traces_entity")
+    assert [finding.code for finding in verify(engine)] == ["index-missing"]
+    with engine.connect() as connection:
+        assert [finding.code for finding in verify(connection)] == ["index-missing"]
+        assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
+
+
+def test_busy_behind_a_migration(database: Database) -> None:
+    migrations.upgrade(database.url)
+    with database.connect() as connection:
+        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql("LOCK TABLE langfuse_scores IN ACCESS EXCLUSIVE MODE")
+        outcome = langfuse_schema(database, "-x", "lock_timeout=100ms", "verify")
+        assert outcome.code == 2
+        assert "database-busy" in outcome.stderr
+        with pytest.raises(SchemaError, match="a migration is running"):
+            verify(database.url)
+        connection.exec_driver_sql("ROLLBACK")
+
+
+def test_what_cannot_be_compared(database: Database) -> None:
+    outcome = langfuse_schema(database, "verify", "--revision", "nonsense")
+    assert outcome.code == 2
+    assert "nonsense" in outcome.stderr
+    outcome = langfuse_schema(database, "verify", "--revision", "base")
+    assert outcome.code == 2
+    assert "verify compares with a revision" in outcome.stderr
+    outcome = langfuse_schema(None, "verify", DATABASE_URL="postgresql://nobody@/none?host=/no")
+    assert outcome.code == 2
+
+
+def test_it_is_no_command_of_alembic(database: Database) -> None:
+    assert alembic(database, "verify").code == 2
