@@ -4,6 +4,7 @@ Importing this package imports SQLAlchemy Core only. The revisions are run by th
 `alembic` and `langfuse-schema`, or by `langfuse_schema.migrations`.
 """
 
+from langfuse_schema.creation import create_all
 from langfuse_schema.tables import (
     EntityType,
     ScoreName,
@@ -22,6 +23,7 @@ __all__ = [
     "ScoreName",
     "ScoreStatus",
     "copy_tables",
+    "create_all",
     "langfuse_batch_runs",
     "langfuse_scores",
     "langfuse_trace_id_column",

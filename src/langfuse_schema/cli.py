@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
-from langfuse_schema import migrations, verify
+from langfuse_schema import export, migrations, verify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,8 @@ examples:
   langfuse-schema upgrade head            migrate, or find nothing to do
   langfuse-schema upgrade head --sql      print the SQL instead
   langfuse-schema verify                  is it what the revisions promised? changes nothing
+  langfuse-schema export supabase/migrations
+                                          the revisions as files for the Supabase CLI
   langfuse-schema downgrade -1            take the newest revision back
   langfuse-schema dev                     a database to play with; Ctrl-C stops it"""
 
@@ -80,6 +82,7 @@ class _CommandLine(CommandLine):
             self.register_command(function)
         self._add_preflight()
         self._add_verify()
+        self._add_export()
         self._add_dev()
 
     def _add_preflight(self) -> None:
@@ -98,6 +101,15 @@ class _CommandLine(CommandLine):
             "--revision", default="head", metavar="ID", help="where it should be (default: head)"
         )
         parser.set_defaults(cmd=(_verify, [], ["format", "revision"]))
+
+    def _add_export(self) -> None:
+        parser = self.subparsers.add_parser(
+            "export", help="Write the revisions as SQL files for the Supabase CLI."
+        )
+        parser.add_argument("directory", metavar="DIR", help="usually supabase/migrations")
+        parser.add_argument("--after", metavar="ID", help="leave out this revision and all before")
+        parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+        parser.set_defaults(cmd=(_export, ["directory"], ["after", "force"]))
 
     def _add_dev(self) -> None:
         parser = self.subparsers.add_parser(
@@ -144,7 +156,7 @@ def _run(config: Config, options: Namespace) -> int:
         if options.raiseerr:
             raise
         print("FAILED:", error, file=sys.stderr)
-        ours = function in (_preflight, _verify, _dev)
+        ours = function in (_preflight, _verify, _export, _dev)
         return _CANNOT_RUN if ours else _FAILED
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -164,6 +176,21 @@ def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - 
     report = migrations.verify_report(config, revision)
     print(report.as_json() if format == "json" else verify.as_text(report))
     return 0 if report.ok else _FAILED
+
+
+def _export(config: Config, directory: str, after: str | None, force: bool) -> int:
+    rendered = export.files(config, after)
+    written = export.write(Path(directory), rendered, force=force)
+    for name in rendered:
+        print(Path(directory, name), "" if name in written else "(unchanged)")
+    others = export.others(Path(directory), rendered)
+    if others:
+        print(
+            f"{others[-1]} has a newer number: if the database has it already, type\n"
+            "supabase migration up --include-all",
+            file=sys.stderr,
+        )
+    return 0
 
 
 def _dev(_config: Config, command_line: list[str]) -> int:

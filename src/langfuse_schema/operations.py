@@ -100,21 +100,37 @@ def create_index_online(
         unique: whether it is a unique index.
         where: the predicate of a partial index.
     """
+    if op.get_context().opts.get("plain_indexes"):
+        # A file of `export` is one transaction, in which CONCURRENTLY cannot be.
+        _create_index(name, table, columns, unique=unique, where=where)
+        return
     with op.get_context().autocommit_block():
         _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
         op.execute("SET lock_timeout = 0")
         _drop_invalid_index(name)
-        op.create_index(
-            name,
-            table,
-            list(columns),
-            schema="public",
-            unique=unique,
-            if_not_exists=True,
-            postgresql_concurrently=True,
-            postgresql_where=text(where) if where else None,
-        )
+        _create_index(name, table, columns, unique=unique, where=where, concurrently=True)
         _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")
+
+
+def _create_index(  # noqa: PLR0913 - those of the caller
+    name: str,
+    table: str,
+    columns: Sequence[str],
+    *,
+    unique: bool,
+    where: str | None,
+    concurrently: bool = False,
+) -> None:
+    op.create_index(
+        name,
+        table,
+        list(columns),
+        schema="public",
+        unique=unique,
+        if_not_exists=True,
+        postgresql_concurrently=concurrently,
+        postgresql_where=text(where) if where else None,
+    )
 
 
 def _keep_setting(source: str, target: str) -> None:

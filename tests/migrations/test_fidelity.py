@@ -8,7 +8,14 @@ import pytest
 import sqlalchemy as sa
 from support import LINKS, PLAN_REVISIONS, POLICIES, REVISIONS, Database, plan_sql
 
-from langfuse_schema import access, catalog, declaration, differences, migrations, tables
+from langfuse_schema import (
+    access,
+    catalog,
+    create_all,
+    declaration,
+    differences,
+    migrations,
+)
 
 
 def comparable(found: catalog.Catalog, *, grants: bool = False) -> dict[str, catalog.Table]:
@@ -67,20 +74,8 @@ def test_the_declaration_and_the_revisions_make_the_same_database(
 
 def create_declared(database: Database, revision: str) -> None:
     """Make our tables and the links to them from the declaration, without any revision."""
-    declared = tables.declared_metadata(revision)
-    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("SET LOCAL search_path TO public")
-        declared.create_all(connection, [declared.tables[name] for name in access.TABLES])
-        for table in (declared.tables[n] for n in tables.APP_TABLES if n in declared.tables):
-            connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD langfuse_trace_id uuid")
-            for constraint in table.foreign_key_constraints:
-                connection.execute(sa.schema.AddConstraint(constraint))
-            for index in table.indexes:
-                connection.execute(sa.schema.CreateIndex(index))
-        roles = connection.exec_driver_sql("SELECT rolname FROM pg_roles").scalars().all()
-        for statement in access.statements(roles, revision):
-            connection.exec_driver_sql(statement)
+    with sa.create_engine(database.url, poolclass=sa.NullPool).begin() as connection:
+        create_all(connection, revision)
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
