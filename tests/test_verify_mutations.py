@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
 from mutations import MUTATIONS, REBUILD, SUPERUSER, Mutation
 from support import Database, insert_example_rows, langfuse_schema
 
@@ -35,8 +35,8 @@ class Sessions:
         return verify(self.connections["postgres"])
 
 
-@pytest.fixture
-def sessions(database: Database) -> Iterator[Sessions]:
+@contextmanager
+def open_sessions(database: Database) -> Iterator[Sessions]:
     with database.connect() as postgres, database.connect(SUPERUSER) as superuser:
         yield Sessions(database, {"postgres": postgres, SUPERUSER: superuser})
 
@@ -90,26 +90,31 @@ def problem_with(sessions: Sessions, mutation: Mutation) -> str | None:
     return f"left after the remedies: {[finding.line() for finding in left]}" if left else None
 
 
-def test_every_mutation_is_found_and_undone_by_its_remedy(
-    sessions: Sessions, record_property: Callable[[str, object], None]
-) -> None:
-    rebuild(sessions)
-    ((number,),) = sessions.database.execute("SHOW server_version_num")
-    version = int(number) // 10000
-    mutations = [mutation for mutation in MUTATIONS if mutation.since <= version]
-    problems = []
-    for mutation in mutations:
-        try:
-            problem = problem_with(sessions, mutation)
-        except Exception as error:  # noqa: BLE001 - every mutation is to be tried
-            problem = repr(error)
-        if problem:
-            problems.append(f"{mutation.sql}\n  {problem}")
-            rebuild(sessions)
+def try_every_mutation(database: Database) -> tuple[int, int]:
+    """Make every change, one after the other; count the changes, and those that were undone."""
+    with open_sessions(database) as sessions:
+        rebuild(sessions)
+        ((number,),) = database.execute("SHOW server_version_num")
+        mutations = [one for one in MUTATIONS if one.since <= int(number) // 10000]
+        problems = []
+        for mutation in mutations:
+            try:
+                problem = problem_with(sessions, mutation)
+            except Exception as error:  # noqa: BLE001 - every mutation is to be tried
+                problem = repr(error)
+            if problem:
+                problems.append(f"{mutation.sql}\n  {problem}")
+                rebuild(sessions)
     assert not problems, "\n".join(problems)
-    healed = sum(mutation.undo is None for mutation in mutations)
-    assert len(mutations) >= 80
-    record_property("mutations of a database found by verify", len(mutations))
+    return len(mutations), sum(mutation.undo is None for mutation in mutations)
+
+
+def test_every_mutation_is_found_and_undone_by_its_remedy(
+    database: Database, record_property: Callable[[str, object], None]
+) -> None:
+    number, healed = try_every_mutation(database)
+    assert number >= 80
+    record_property("mutations of a database found by verify", number)
     record_property("of them undone by the printed remedy", healed)
 
 
