@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ from langfuse_schema.embedded import binaries
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from sqlalchemy.engine import URL
 
 CLIENTS = CHECKOUT / ".ci" / "clients"
 
@@ -81,3 +86,38 @@ def _install(version: int, folder: Path) -> Path:
     # Its postinstall: npm packages cannot hold symbolic links.
     subprocess.run(["node", "scripts/hydrate-symlinks.js"], cwd=package, check=True, timeout=60)
     return package / "native" / "bin"
+
+
+@contextmanager
+def tcp(url: URL) -> Iterator[URL]:
+    """Relay a port of this machine to the server's socket, for programs that know only TCP.
+
+    Arguments:
+        url: of a database of the embedded server.
+    """
+    path = f"{url.query['host']}/.s.PGSQL.{url.query['port']}"
+
+    def relay(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(connection: socket.socket) -> None:
+        with connection, socket.socket(socket.AF_UNIX) as server:
+            server.connect(path)
+            back = threading.Thread(target=relay, args=(server, connection), daemon=True)
+            back.start()
+            relay(connection, server)
+            back.join()
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        port = listener.getsockname()[1]
+        yield url.set(drivername="postgresql", host="127.0.0.1", port=port, query={})
