@@ -272,6 +272,37 @@ def copy_tables(target: MetaData) -> dict[str, Table]:
     }
 
 
+def include_object(
+    item: object,
+    name: str | None,
+    kind: str,
+    reflected: bool,  # noqa: ARG001 - the signature is Alembic's
+    compare_to: object,  # noqa: ARG001 - the same
+) -> bool:
+    """Keep the app's own Alembic away from our tables.
+
+    For `context.configure(include_object=…)` in the app's env.py: `alembic check` and
+    `--autogenerate` then neither create nor drop what our revisions look after, whether or not
+    the app's MetaData holds copies. The link columns are compared: declare them with
+    `langfuse_trace_id_column`.
+    https://alembic.sqlalchemy.org/en/latest/api/runtime.html
+
+    Arguments:
+        item: what Alembic compares.
+        name: of it.
+        kind: `table`, `column`, `index`, …
+        reflected: whether it comes from the database.
+        compare_to: its counterpart.
+
+    Returns:
+        Whether Alembic may look at it.
+    """
+    if kind != "table" or not isinstance(item, Table):
+        return True
+    schema = "" if item.schema in (None, "public") else f"{item.schema}."
+    return f"{schema}{name}" not in metadata.tables
+
+
 def declared_metadata(revision: str = NEWEST) -> MetaData:
     """Build a MetaData of all that the revisions make: our tables, and the links to them.
 

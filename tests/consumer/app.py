@@ -1,0 +1,75 @@
+"""What an app writes with the package; mypy checks it, strictly, as part of the tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from alembic import context
+from typing_extensions import assert_type
+
+from langfuse_schema import (
+    EntityType,
+    ScoreName,
+    ScoreStatus,
+    copy_tables,
+    create_all,
+    include_object,
+    langfuse_batch_runs,
+    langfuse_scores,
+    langfuse_trace_id_column,
+    langfuse_traces,
+    rate_limit_logs,
+)
+from langfuse_schema.findings import Finding
+from langfuse_schema.migrations import downgrade, stamp, upgrade
+from langfuse_schema.verify import verify
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+metadata = sa.MetaData()
+assert_type(copy_tables(metadata), dict[str, sa.Table])
+reflections = sa.Table(
+    "reflections",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    langfuse_trace_id_column(),
+)
+assert_type(langfuse_trace_id_column(), "sa.Column[UUID | None]")
+
+for table in (langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs):
+    assert_type(table, sa.Table)
+
+kind: str = EntityType.REFLECTION
+assert_type(ScoreStatus("pending"), ScoreStatus)
+names: list[str] = list(ScoreName)
+
+
+def migrate(url: str, engine: sa.Engine, connection: sa.Connection) -> list[str]:
+    """Every way in: a URL as text or parsed, an engine, a connection."""
+    upgrade(url)
+    upgrade(sa.make_url(url), "head", lock_timeout=0.5, lock_deadline=600.0)
+    downgrade(engine, "-1")
+    stamp(engine, "head")
+    create_all(connection)
+    found = verify(engine)
+    found += verify(url, "20251113000005")
+    found += verify(connection, revision="head")
+    assert_type(found, list[Finding])
+    return [f"{finding.code} {finding.object}: {finding.remedy}" for finding in found]
+
+
+def configure(connection: sa.Connection) -> None:
+    """In the app's own env.py."""
+    context.configure(
+        connection=connection, target_metadata=metadata, include_object=include_object
+    )
+
+
+def pending(connection: sa.Connection) -> list[UUID]:
+    """A query of an app."""
+    query = sa.select(langfuse_scores.c.id).where(
+        langfuse_scores.c.status == ScoreStatus.PENDING.value
+    )
+    return list(connection.scalars(query))
