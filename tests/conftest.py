@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from npm import clients  # noqa: F401 - a fixture
 from pytest_postgresql import factories
 from sqlalchemy.engine import URL, make_url
 from support import SUPERUSER, Database

