@@ -25,6 +25,8 @@ ELSEWHERE = {
     "export DATABASE_URL": "an example; the tests set their own",
     "alembic upgrade head": "the app's own, in a scratch app with a history of its own",
     "uv run": "the same as make, for whoever has uv",
+    "langfuse-schema export": "run by test_export, in a folder of its own",
+    "supabase ": "run by test_supabase_cli",
     "langfuse-schema dev": "run by test_embedded and test_fresh_clone",
 }
 """Commands that are run, or not, for the reason beside them, by the beginning of the line."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def exported(tmp_path: Path) -> dict[str, str]:
-    directory = tmp_path / "supabase" / "migrations"
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("export") / "supabase" / "migrations"
     outcome = langfuse_schema(None, "export", str(directory))
     assert outcome.code == 0, outcome.stderr
     return {path.name: path.read_text() for path in sorted(directory.iterdir())}
