@@ -6,13 +6,8 @@ The plan's own checklist (検証項目) comes first, item by item; then what goe
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from langfuse_schema import (
     access,
@@ -22,18 +17,21 @@ from langfuse_schema import (
     differences,
     preflight,
     remedies,
+    snapshot,
     tables,
 )
-from langfuse_schema.findings import Finding, Report, SchemaError
+from langfuse_schema.findings import Finding, Report
 from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema.snapshot import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    import sqlalchemy as sa
     from sqlalchemy import Connection
     from sqlalchemy.engine import URL
 
-_VERSION = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
+    from langfuse_schema.snapshot import Snapshot
 
 _VERSION_COLUMNS = (catalog.Column("version_num", "character varying(32)", nullable=False),)
 
@@ -45,7 +43,7 @@ _EXPECTED_VERSION_TABLE = catalog.Table(
     indexes=(
         catalog.Index(
             f"{VERSION_TABLE}_pkc",
-            f"CREATE UNIQUE INDEX {VERSION_TABLE}_pkc ON {_VERSION} USING btree (version_num)",
+            f"CREATE UNIQUE INDEX {VERSION_TABLE}_pkc ON {VERSION} USING btree (version_num)",
         ),
     ),
 )
@@ -70,22 +68,6 @@ def verify(target: str | URL | sa.Engine | Connection, revision: str = "head") -
     return list(migrations.verify_report(migrations.config_for(target), revision).findings)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What one look at a database saw."""
-
-    tables: dict[str, catalog.Table]
-    revisions: tuple[str, ...] | None
-    """The rows of the version table; None if this role may not read it."""
-    schema: frozenset[catalog.Grant]
-    """The grants on the schema of the version table."""
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def version_table(self) -> catalog.Table | None:
-        return self.tables.get(_VERSION)
-
-
 def report(connection: Connection, known: Sequence[str], target: str) -> Report:
     """Compare a database with the declaration.
 
@@ -103,8 +85,7 @@ def report(connection: Connection, known: Sequence[str], target: str) -> Report:
         SchemaError: a migration holds the tables.
     """
     started = time.perf_counter()
-    with _busy_for_users(), _read_only(connection):
-        found = _look(connection)
+    found = snapshot.take(connection)
     elapsed = round((time.perf_counter() - started) * 1000, 1)
     strangers = ("PUBLIC", *found.facts["api_roles"])
     owner, owner_findings = _owner(found)
@@ -145,78 +126,7 @@ def _declared(revision: str, strangers: Collection[str]) -> dict[str, catalog.Ta
     }
 
 
-@contextmanager
-def _read_only(connection: Connection) -> Iterator[None]:
-    """One transaction that sees one state and can change nothing, on a standby too."""
-    driver: Any = connection.connection.dbapi_connection
-    mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    # An engine in autocommit mode, as apps configure it, begins no transaction by itself.
-    begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
-    connection.exec_driver_sql(begin)
-    try:
-        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
-        yield
-    finally:
-        if driver.autocommit:
-            connection.exec_driver_sql("ROLLBACK")
-        connection.rollback()
-
-
-@contextmanager
-def _busy_for_users() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if getattr(error.orig, "pgcode", getattr(error.orig, "sqlstate", None)) != "55P03":
-            raise
-        finding = Finding(
-            "database-busy",
-            "lock_timeout",
-            "a lock on one of the tables: a migration is running",
-            "tables that can be read within lock_timeout",
-            "wait until the migration is over, or for longer: -x lock_timeout=10s",
-        )
-        raise SchemaError([finding]) from error
-
-
-_SERVER = """
-    SELECT current_setting('server_version') AS server, current_database()::text AS database,
-           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
-           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles
-"""
-
-_READABLE = """
-    SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
-    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE n.nspname = :schema AND c.relname = :table
-"""
-
-_SCHEMA_GRANTS = """
-    SELECT CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee)::text END,
-           e.privilege_type, NULL, e.is_grantable
-    FROM pg_namespace AS n, aclexplode(n.nspacl) AS e WHERE n.nspname = :schema
-"""
-
-
-def _look(connection: Connection) -> _Found:
-    version = {"schema": VERSION_SCHEMA, "table": VERSION_TABLE}
-    server = connection.execute(text(_SERVER), {"roles": list(access.API_ROLES)}).one()
-    grants = connection.execute(text(_SCHEMA_GRANTS), {"schema": VERSION_SCHEMA})
-    schema = frozenset(catalog.Grant(*values) for values in grants)
-    # No cast to regclass: it fails for a role that may not enter the schema.
-    readable = connection.execute(text(_READABLE), version).scalar()
-    ours = [f"public.{name}" for name in (*access.TABLES, *tables.APP_TABLES)]
-    found = catalog.read(connection, [*ours, _VERSION]).tables
-    revisions = None if readable is False else _revisions(connection) if readable else ()
-    return _Found(found, revisions, schema, dict(server._asdict()))
-
-
-def _revisions(connection: Connection) -> tuple[str, ...]:
-    rows = connection.execute(text(f"SELECT version_num FROM {_VERSION} ORDER BY 1"))
-    return tuple(str(revision) for revision in rows.scalars())
-
-
-def _owner(found: _Found) -> tuple[str | None, list[Finding]]:
+def _owner(found: Snapshot) -> tuple[str | None, list[Finding]]:
     """Say who should own our tables: whoever owns the version table, unless it alone differs."""
     if found.version_table is None:
         return None, []
@@ -227,11 +137,11 @@ def _owner(found: _Found) -> tuple[str | None, list[Finding]]:
         return owner, []
     (other,) = owners
     remedy = remedies.set_owner(found.version_table, other, ())
-    return other, [Finding("owner-differs", _VERSION, owner, other, remedy)]
+    return other, [Finding("owner-differs", VERSION, owner, other, remedy)]
 
 
 def _standing(
-    found: _Found, known: Sequence[str], target: str, adoptable: str | None
+    found: Snapshot, known: Sequence[str], target: str, adoptable: str | None
 ) -> tuple[str | None, list[Finding]]:
     """Say which revision the tables are to be compared with, and what is wrong with the one noted.
 
@@ -264,7 +174,7 @@ def _standing(
     return adoptable or target, [_revision_finding(found, known, target, remedy)]
 
 
-def _revision_finding(found: _Found, known: Sequence[str], target: str, remedy: str) -> Finding:
+def _revision_finding(found: Snapshot, known: Sequence[str], target: str, remedy: str) -> Finding:
     noted = found.revisions or ()
     if found.version_table is None:
         code, shown = "version-table-missing", "no such table"
@@ -276,10 +186,10 @@ def _revision_finding(found: _Found, known: Sequence[str], target: str, remedy: 
         code, shown = f"revision-{'behind' if noted[0] < target else 'ahead'}", noted[0]
     else:
         code, shown = "revision-unknown", noted[0]
-    return Finding(code, _VERSION, shown, target, remedy)
+    return Finding(code, VERSION, shown, target, remedy)
 
 
-def _version_table(found: _Found, strangers: Collection[str]) -> Iterator[Finding]:
+def _version_table(found: Snapshot, strangers: Collection[str]) -> Iterator[Finding]:
     """Compare the version table and its schema, which nobody else is to reach."""
     if found.schema:
         for role in strangers:
@@ -293,7 +203,7 @@ def _version_table(found: _Found, strangers: Collection[str]) -> Iterator[Findin
                     f"REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM {role} CASCADE;",
                 )
     if found.version_table:
-        expected = {_VERSION: _EXPECTED_VERSION_TABLE}
+        expected = {VERSION: _EXPECTED_VERSION_TABLE}
         yield from differences.of_tables(expected, found.tables, strangers, owner=None)
 
 
