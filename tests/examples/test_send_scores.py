@@ -165,6 +165,20 @@ def test_jobs_side_by_side_share_the_work(engine: sa.Engine, langfuse: LangfuseD
     assert set(statuses(engine).values()) == {"sent!"}
 
 
+def test_a_job_passes_over_what_another_holds(
+    database: Database, engine: sa.Engine, langfuse: LangfuseDouble
+) -> None:
+    ids = queue(engine, 5)
+    impatient = sa.create_engine(
+        database.url, poolclass=sa.NullPool, connect_args={"options": "-c lock_timeout=2s"}
+    )
+    with engine.begin() as connection:
+        held = send_scores.claim(connection, 2, after=None)
+        send_scores.send_pending(impatient, api(langfuse))
+    assert [row.id for row in held] == ids[:2]
+    assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in ids[2:]]
+
+
 def test_killed_and_run_again_nothing_is_lost_and_nothing_counted_twice(
     database: Database, engine: sa.Engine, langfuse: LangfuseDouble
 ) -> None:
