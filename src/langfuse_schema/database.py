@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -13,7 +13,6 @@ from urllib.parse import unquote
 import psycopg2
 import sqlalchemy as sa
 from psycopg2.extensions import parse_dsn
-from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, PendingRollbackError
 
@@ -222,7 +221,10 @@ def _url_finding(code: str, origin: str, found: str) -> Finding:
 
 @contextmanager
 def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
-    """Open the one connection of a command, with the settings of our sessions.
+    """Open the connection of a command, in a transaction with the settings of our sessions.
+
+    They hold for that transaction: behind a pooler in transaction mode the session is
+    somebody else's. Who means to write ends it, and calls `session`.
 
     Arguments:
         url: from `parse_url`.
@@ -235,14 +237,14 @@ def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
     if "application_name" not in url.query:
         connect_args["application_name"] = APPLICATION_NAME
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args)
-    # Before SQLAlchemy asks for the default schema, hence `insert`.
-    event.listen(engine, "connect", _pin_search_path, insert=True)
     try:
         connection = engine.connect()
     except DBAPIError as error:
         raise SchemaError([_connection_finding(url, error)]) from error
     with connection:
-        set_session(connection, options)
+        # Where Alembic looks for tables that name no schema, whatever the role's search_path.
+        connection.dialect.default_schema_name = "public"
+        apply_settings(connection, options, local=True)
         yield connection
 
 
@@ -262,67 +264,119 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
     except DBAPIError as error:
         raise SchemaError([_connection_finding(engine.url, error)]) from error
     with connection:
-        set_session(connection, options)
+        apply_settings(connection, options, local=True)
         try:
             yield connection
         finally:
-            # Our settings must not go back into the program's pool.
+            # What a run leaves behind must not go back into the program's pool.
             connection.invalidate()
 
 
-def _pin_search_path(driver_connection: Any, _record: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
-    with driver_connection.cursor() as cursor:
-        cursor.execute("SET search_path TO public")
-    driver_connection.commit()
+@contextmanager
+def second_connection(connection: sa.Connection, *, autocommit: bool = True) -> Iterator[Any]:
+    """Open another connection to where a connection leads, as the driver's own object.
+
+    Made as the engine makes its connections, but never taken from its pool, which may be empty
+    or hold one connection only.
+
+    Arguments:
+        connection: of any engine.
+        autocommit: whether each statement is a transaction by itself.
+    """
+    pool = connection.engine.pool.recreate()
+    try:
+        borrowed = pool.connect()
+        try:
+            driver_connection: Any = borrowed.dbapi_connection
+            driver_connection.rollback()
+            driver_connection.autocommit = autocommit
+            yield driver_connection
+        finally:
+            borrowed.invalidate()
+    finally:
+        pool.dispose()
 
 
-def set_session(connection: sa.Connection, options: Options) -> dict[str, str]:
-    """Give a session the settings that a run relies on, and leave no transaction open.
+@contextmanager
+def session(connection: sa.Connection, options: Options) -> Iterator[None]:
+    """Give a session the settings that a run relies on, and take them back afterwards.
 
     SET, not start-up options, which PgBouncer refuses.
 
     Arguments:
         connection: without an open transaction.
         options: of the run.
+    """
+    before = apply_settings(connection, options)
+    connection.commit()
+    try:
+        yield
+    finally:
+        if not (connection.closed or connection.invalidated):
+            connection.rollback()
+            _set(connection, before)
+            connection.commit()
+
+
+def apply_settings(
+    connection: sa.Connection, options: Options, *, local: bool = False
+) -> dict[str, str]:
+    """Set what our statements rely on, in a transaction that the caller ends.
+
+    Arguments:
+        connection: of a command.
+        options: of the run.
+        local: for this transaction only.
 
     Returns:
-        What the settings were before, for `restore_session`.
+        What the settings were before.
     """
-    before = {}
-    for setting, value in session_settings(options).items():
-        # NULL where the server is too old to know the setting.
-        known = connection.execute(
-            sa.text("SELECT current_setting(:name, true)"), {"name": setting}
-        ).scalar()
-        if known is not None:
-            before[setting] = known
-            connection.execute(sa.text(f"SET {setting} = {value}"))
-    connection.commit()
+    wanted = session_settings(options) | OPTIONAL_SETTINGS
+    found = connection.execute(
+        sa.text(
+            "SELECT name, current_setting(name, true) FROM unnest(CAST(:names AS text[])) AS name"
+        ),
+        {"names": list(wanted)},
+    )
+    before = {name: value for name, value in found if value is not None}
+    checking = before.pop("client_connection_check_interval", None)
+    _set(connection, {name: wanted[name] for name in before}, local=local)
+    if checking is not None and not local:
+        # Refused where the operating system does not tell that a client is gone.
+        with suppress(DBAPIError), connection.begin_nested():
+            name = "client_connection_check_interval"
+            _set(connection, {name: wanted[name]})
+            before[name] = checking
     return before
 
 
-def restore_session(connection: sa.Connection, settings: Mapping[str, str]) -> None:
-    """Give a session back the settings that `set_session` found.
+def _set(connection: sa.Connection, settings: Mapping[str, str], *, local: bool = False) -> None:
+    connection.execute(
+        sa.text(
+            "SELECT set_config(name, value, :local) FROM unnest(CAST(:names AS text[]),"
+            " CAST(:values AS text[])) AS setting (name, value)"
+        ),
+        {"names": list(settings), "values": list(settings.values()), "local": local},
+    )
 
-    Arguments:
-        connection: without an open transaction.
-        settings: what `set_session` returned.
-    """
-    for setting, value in settings.items():
-        connection.execute(
-            sa.text("SELECT set_config(:name, :value, false)"), {"name": setting, "value": value}
-        )
-    connection.commit()
+
+OPTIONAL_SETTINGS = {
+    # Since PostgreSQL 17.
+    "transaction_timeout": "0",
+    # Since 14: without it the backend of a killed runner goes on, and holds the runner lock.
+    "client_connection_check_interval": "2s",
+}
+"""Settings of our sessions that not every server has."""
 
 
 def session_settings(options: Options) -> dict[str, str]:
-    """The settings of our sessions as SQL literals, for a connection or a script.
+    """The settings of our sessions that every server has.
 
     Statements and transactions may take as long as they need: what a role is set to is meant
     for queries, not for building an index.
     """
     return {
-        "lock_timeout": f"'{round(options.lock_timeout * 1000)}ms'",
+        "lock_timeout": f"{round(options.lock_timeout * 1000)}ms",
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
         "search_path": "public",
@@ -359,7 +413,6 @@ def _connection_finding(url: URL, error: DBAPIError) -> Finding:
     )
 
 
-_LOCKED = ("55P03", "40P01")
 _REMEDIES = {
     "55P03": "somebody else holds a lock on the table; run the same command again",
     "40P01": "somebody else took the same locks in another order; run the same command again",
@@ -383,7 +436,7 @@ def errors_for_users(what: str) -> Iterator[None]:
         yield
     except (DBAPIError, PendingRollbackError) as error:
         cause = _root_cause(error)
-        code = getattr(cause, "pgcode", None) or ""
+        code = sqlstate(error)
         finding = Finding(
             f"server-refused {code}".strip(),
             what,
@@ -392,6 +445,13 @@ def errors_for_users(what: str) -> Iterator[None]:
             _REMEDIES.get(code, "mend what the message names, then run the same command again"),
         )
         raise SchemaError([finding]) from error
+
+
+def sqlstate(error: BaseException) -> str:
+    """The code that the server gave an error, wherever in its context; empty if it gave none."""
+    cause = _root_cause(error)
+    # psycopg2's name, then psycopg's.
+    return getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
+import threading
 from configparser import InterpolationError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from logging.config import fileConfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import RevisionStep
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import text
 
-from langfuse_schema import database, preflight, tables, verify
+from langfuse_schema import (
+    database,
+    interruption,
+    preflight,
+    runner,
+    tables,
+    verify,
+    version_table,
+)
 from langfuse_schema.database import Options
 from langfuse_schema.findings import Finding, Report, SchemaError
 from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
@@ -26,39 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from alembic.runtime.environment import EnvironmentContext
-    from alembic.runtime.migration import MigrationContext
     from sqlalchemy.engine import URL
 
 log = logging.getLogger("langfuse_schema")
-
-_CREATE_VERSION_SCHEMA = f"""
-DO $$
-DECLARE
-  stranger text;
-BEGIN
-  IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '{VERSION_SCHEMA}') THEN
-    CREATE SCHEMA {VERSION_SCHEMA};
-    FOR stranger IN SELECT rolname FROM pg_roles
-      WHERE rolname IN ('anon', 'authenticated', 'service_role')
-    LOOP
-      EXECUTE format('REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM %I', stranger);
-    END LOOP;
-    REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM PUBLIC;
-  END IF;
-END $$"""
-
-_CLOSE_VERSION_TABLE = f"""
-DO $$
-DECLARE
-  stranger text;
-BEGIN
-  FOR stranger IN SELECT rolname FROM pg_roles
-    WHERE rolname IN ('anon', 'authenticated', 'service_role')
-  LOOP
-    EXECUTE format('REVOKE ALL ON {VERSION_SCHEMA}.{VERSION_TABLE} FROM %I', stranger);
-  END LOOP;
-  REVOKE ALL ON {VERSION_SCHEMA}.{VERSION_TABLE} FROM PUBLIC;
-END $$"""
 
 
 def config_file() -> Path:
@@ -200,13 +179,17 @@ def run_offline(context: EnvironmentContext, configure: Callable[..., None]) -> 
     context.static_output('-- Run with: psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f FILE')
     context.static_output("-- Not in one transaction: some indexes are built CONCURRENTLY.\n")
     for setting, value in database.session_settings(options).items():
-        context.execute(f"SET {setting} = {value}")
+        context.execute(f"SET {setting} = '{value}'")
+    context.execute(
+        "DO $$ BEGIN PERFORM set_config(name, '0', false) FROM pg_settings"
+        " WHERE name = 'transaction_timeout'; END $$"
+    )
     if from_base:
-        context.execute(_CREATE_VERSION_SCHEMA)
+        context.execute(version_table.CREATE_SCHEMA)
     with context.begin_transaction():
         context.run_migrations()
     if from_base:
-        context.execute(_CLOSE_VERSION_TABLE)
+        context.execute(version_table.CLOSE_TABLE)
 
 
 def run_online(context: EnvironmentContext, configure: Callable[..., None]) -> None:
@@ -218,51 +201,49 @@ def run_online(context: EnvironmentContext, configure: Callable[..., None]) -> N
 
     Raises:
         SchemaError: the database cannot be reached, or cannot take it.
+        SystemExit: Ctrl-C or SIGTERM on the command line.
     """
-    with _connection(context.config) as connection, database.errors_for_users("the database"):
+    config = context.config
+    commanded = config.cmd_opts is not None
+    with (
+        _connection(config) as connection,
+        _telling_where_it_stands(connection, commanded=commanded),
+        database.errors_for_users("the database"),
+    ):
         # We make the version table ourselves: a command that only reads must write nothing.
         configure(connection=connection, dont_mutate=True)
-        migration_context = context.get_context()
-        heads = _known_heads(context, migration_context)
-        writing = "destination_rev" in migration_context.opts
-        if writing and not _prepare(migration_context, heads, connection):
-            return
-        with context.begin_transaction():
-            context.run_migrations()
+        if "destination_rev" in context.get_context().opts:
+            terminal = commanded and sys.stderr.isatty()
+            runner.run(context, configure, connection, _options(config), terminal=terminal)
+        else:
+            runner.known_heads(context)
+            with context.begin_transaction():
+                context.run_migrations()
 
 
-def _known_heads(
-    context: EnvironmentContext, migration_context: MigrationContext
-) -> tuple[str, ...]:
-    """The revision of the database; none if the command is about to erase it anyway."""
-    if migration_context.opts.get("purge"):
-        return ()
-    heads = migration_context.get_current_heads()
-    known = revisions(context.config)
-    for head in heads:
-        if head not in known:
-            raise SchemaError([preflight.unknown_revision(head, known)])
-    return heads
+@contextmanager
+def _answering_interrupts(config: Config) -> Iterator[None]:
+    """On the command line, Ctrl-C and SIGTERM stop a statement; a program has its own ways."""
+    if config.cmd_opts is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with interruption.interruptible():
+        yield
 
 
-def _prepare(
-    migration_context: MigrationContext, heads: tuple[str, ...], connection: sa.Connection
-) -> bool:
-    """Check before anything is written; False if there is nothing to do."""
-    purging = bool(migration_context.opts.get("purge"))
-    steps = list(migration_context.opts["fn"](heads, migration_context))
-    upgrades = [step for step in steps if isinstance(step, RevisionStep) and step.is_upgrade]
-    if len(upgrades) == len(steps):
-        pending = [step.revision.revision for step in upgrades]
-        findings = preflight.check(connection, heads, pending)
-    else:
-        findings = preflight.check_writable(connection)
-    connection.rollback()
-    if findings:
-        raise SchemaError(findings)
-    if steps or purging:
-        _create_version_table(connection)
-    return bool(steps or purging)
+@contextmanager
+def _telling_where_it_stands(connection: sa.Connection, *, commanded: bool) -> Iterator[None]:
+    """After an interrupt of a command, end with where the database stands, no traceback."""
+    try:
+        yield
+    except BaseException as error:
+        interrupt = interruption.find(error) if commanded else None
+        if interrupt is None:
+            raise
+        connection.invalidate()
+        log.warning("interrupted; %s", runner.position(connection))
+        number = next(iter(interrupt.args), signal.SIGINT)
+        raise SystemExit(128 + number) from None
 
 
 def preflight_report(config: Config) -> Report:
@@ -306,35 +287,27 @@ def verify_report(config: Config, revision: str = "head") -> Report:
         return verify.report(connection, known, target.revision)
 
 
-def _create_version_table(connection: sa.Connection) -> None:
-    connection.execute(text(_CREATE_VERSION_SCHEMA))
-    connection.execute(
-        text(
-            f"CREATE TABLE IF NOT EXISTS {VERSION_SCHEMA}.{VERSION_TABLE} ("
-            "version_num VARCHAR(32) NOT NULL,"
-            f" CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
-        )
-    )
-    connection.execute(text(_CLOSE_VERSION_TABLE))
-    connection.commit()
-
-
 @contextmanager
 def _connection(config: Config) -> Iterator[sa.Connection]:
-    """The connection of a command, with the settings of our sessions."""
+    """The connection of a command, in a transaction with the settings of our sessions."""
     arguments = _arguments(config)
-    options = config.attributes.get("options") or database.parse_options(arguments)
+    options = _options(config)
     given = config.attributes.get("connection")
     target = config.attributes.get("target")
-    if given is not None:
-        with _borrowed(given, options):
+    with ExitStack() as stack:
+        stack.enter_context(_answering_interrupts(config))
+        if given is not None:
+            stack.enter_context(_borrowed(given, options))
             yield given
-    elif isinstance(target, sa.Engine):
-        with database.connect_engine(target, options) as connection:
-            yield connection
-    else:
-        with _url(_source(config, arguments)) as url, database.connect(url, options) as connection:
-            yield connection
+        elif isinstance(target, sa.Engine):
+            yield stack.enter_context(database.connect_engine(target, options))
+        else:
+            url = stack.enter_context(_url(_source(config, arguments)))
+            yield stack.enter_context(database.connect(url, options))
+
+
+def _options(config: Config) -> Options:
+    return config.attributes.get("options") or database.parse_options(_arguments(config))
 
 
 def _arguments(config: Config) -> dict[str, str]:
@@ -388,7 +361,7 @@ def _url(source: database.Source) -> Iterator[URL]:
 
 @contextmanager
 def _borrowed(connection: sa.Connection, options: Options) -> Iterator[None]:
-    """Use a caller's connection, and give it back with the settings it came with."""
+    """Use a caller's connection, and give it back without a transaction."""
     if connection.in_transaction():
         finding = Finding(
             "connection-in-transaction",
@@ -398,9 +371,9 @@ def _borrowed(connection: sa.Connection, options: Options) -> Iterator[None]:
             "use engine.connect() instead of engine.begin(), and commit before the call",
         )
         raise SchemaError([finding])
-    before = database.set_session(connection, options)
+    database.apply_settings(connection, options, local=True)
     try:
         yield
     finally:
-        connection.rollback()
-        database.restore_session(connection, before)
+        if not (connection.closed or connection.invalidated):
+            connection.rollback()

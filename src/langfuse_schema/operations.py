@@ -7,9 +7,11 @@ mode (`--sql`), where nothing can be asked of the database: conditions are put i
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from alembic import context, op
+from alembic.util import CommandError
 from sqlalchemy import text
 
 if TYPE_CHECKING:
@@ -87,8 +89,9 @@ def create_index_online(
 ) -> None:
     """Build an index that writers of the table do not wait for, whatever was left behind.
 
-    An INVALID index of that name, which an interrupted build leaves, is dropped first; a valid
-    one is kept. Ends the running transaction, and begins another afterwards. lock_timeout is
+    A valid index of that name and shape, which somebody built beforehand, is kept. An INVALID
+    one, which an interrupted build leaves, is dropped first; one that is just being built is
+    waited for. Ends the running transaction, and begins another afterwards. lock_timeout is
     off during the build: its waits for old snapshots count as lock waits, and nobody queues
     behind them.
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
@@ -98,17 +101,41 @@ def create_index_online(
         table: a table of schema public, without schema.
         columns: in the order of the index.
         unique: whether it is a unique index.
-        where: the predicate of a partial index.
+        where: the predicate of a partial index, as PostgreSQL prints it, without parentheses.
+
+    Raises:
+        CommandError: the name belongs to something else.
     """
     if op.get_context().opts.get("plain_indexes"):
         # A file of `export` is one transaction, in which CONCURRENTLY cannot be.
         _create_index(name, table, columns, unique=unique, where=where)
         return
+    offline = context.is_offline_mode()
+    definition = (
+        f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON public.{table}"
+        f" USING btree ({', '.join(columns)}){f' WHERE ({where})' if where else ''}"
+    )
+    kept, left = (False, False) if offline else _found(name, table, definition)
+    if kept:
+        return
     with op.get_context().autocommit_block():
         _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
         op.execute("SET lock_timeout = 0")
-        _drop_invalid_index(name)
-        _create_index(name, table, columns, unique=unique, where=where, concurrently=True)
+        with op.get_context().opts.get("online_build", nullcontext)(f"public.{table}"):
+            if offline:
+                _drop_invalid_index(name)
+            elif left:
+                op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
+            _create_index(
+                name,
+                table,
+                columns,
+                unique=unique,
+                where=where,
+                concurrently=True,
+                # Online we looked; what came in between is an error, not to be passed over.
+                if_not_exists=offline,
+            )
         _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")
 
 
@@ -120,6 +147,7 @@ def _create_index(  # noqa: PLR0913 - those of the caller
     unique: bool,
     where: str | None,
     concurrently: bool = False,
+    if_not_exists: bool = True,
 ) -> None:
     op.create_index(
         name,
@@ -127,10 +155,49 @@ def _create_index(  # noqa: PLR0913 - those of the caller
         list(columns),
         schema="public",
         unique=unique,
-        if_not_exists=True,
+        if_not_exists=if_not_exists,
         postgresql_concurrently=concurrently,
         postgresql_where=text(where) if where else None,
     )
+
+
+def _found(name: str, table: str, definition: str) -> tuple[bool, bool]:
+    """Look for what has the name of an index: whether to keep it, and whether to drop it."""
+    found = _look_for(name)
+    if found is not None and found.valid is False and found.table == table:
+        # Whoever is just building it holds this lock; only a leftover is still INVALID then.
+        op.execute(f"LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE")
+        found = _look_for(name)
+        if found is not None and not found.valid:
+            return False, True
+    if found is None:
+        return False, False
+    if found.definition != definition:
+        raise CommandError(
+            f"public.{name}: found {found.definition or 'something that is no index'}, expected"
+            f" {definition} or nothing of that name; rename it: ALTER"
+            f" {'INDEX' if found.definition else 'TABLE'} public.{name} RENAME TO {name}_before"
+        )
+    return True, False
+
+
+def _look_for(name: str) -> Any:  # noqa: ANN401 - a row
+    connection = op.get_bind()
+    # The printed text spells out what search_path does not reach.
+    connection.execute(text("SET LOCAL search_path TO pg_catalog"))
+    found = connection.execute(
+        text(
+            "SELECT pg_get_indexdef(i.indexrelid) AS definition, t.relname AS table,"
+            " i.indisvalid AND i.indisready AND i.indislive AS valid"
+            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
+            " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
+            " WHERE n.nspname = 'public' AND c.relname = :name"
+        ),
+        {"name": name},
+    ).one_or_none()
+    connection.execute(text("SET LOCAL search_path TO public"))
+    return found
 
 
 def _keep_setting(source: str, target: str) -> None:
@@ -142,10 +209,6 @@ def _keep_setting(source: str, target: str) -> None:
 
 def _drop_invalid_index(name: str) -> None:
     """A script cannot choose to drop CONCURRENTLY; dropping an invalid index takes a moment."""
-    if not context.is_offline_mode():
-        if _is_invalid(name):
-            op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS public.{name}")
-        return
     op.execute(
         f"""
 DO $$
@@ -157,19 +220,6 @@ BEGIN
   END IF;
 END $$"""
     )
-
-
-def _is_invalid(name: str) -> bool:
-    found = op.get_bind().execute(
-        text(
-            "SELECT NOT (i.indisvalid AND i.indisready) FROM pg_index AS i"
-            " JOIN pg_class AS c ON c.oid = i.indexrelid"
-            " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = 'public' AND c.relname = :name"
-        ),
-        {"name": name},
-    )
-    return bool(found.scalar())
 
 
 def has_column(table: str, column: str) -> bool:
@@ -204,7 +254,12 @@ def report_rows(tables: Sequence[str]) -> None:
     """
     if context.is_offline_mode():
         return
+    # Once in a run, however often its steps are tried.
+    reported = op.get_context().opts.setdefault("reported_rows", set())
     for table in tables:
+        if table in reported:
+            continue
+        reported.add(table)
         estimate = op.get_bind().execute(
             text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)"),
             {"table": f"public.{table}"},

@@ -1,0 +1,231 @@
+"""A run that writes: alone, patient with others, and healed by running it again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from alembic.runtime.migration import RevisionStep
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+
+from langfuse_schema import database, locking, pooling, preflight, version_table
+from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema.watching import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from alembic.runtime.environment import EnvironmentContext
+    from sqlalchemy import Connection
+
+    from langfuse_schema.database import Options
+
+log = logging.getLogger("langfuse_schema")
+
+_RETRIED = ("55P03", "40P01")  # lock_not_available, deadlock_detected
+_CANCELLED = "57014"  # query_canceled
+# Others queue behind us for one lock_timeout at a time; in between they get through. Of
+# different lengths, so that two who keep meeting part.
+_PAUSE_SECONDS = (1.0, 2.0)
+
+
+def run(
+    context: EnvironmentContext,
+    configure: Callable[..., None],
+    connection: Connection,
+    options: Options,
+    *,
+    terminal: bool,
+) -> None:
+    """Take the steps of a command that writes, if there are any.
+
+    Arguments:
+        context: Alembic's, configured for the connection.
+        configure: passes options to `context.configure`.
+        connection: from `database.connect`, in the transaction it came with.
+        options: of the run.
+        terminal: whether progress is a line that is written over.
+
+    Raises:
+        SchemaError: the database cannot take it, or others were in the way for too long.
+    """
+    pending = _Run(context, configure, connection, options)
+    pending.plan()
+    connection.rollback()
+    if not pending:
+        return
+    # Before anything of the session is changed, since it may be somebody else's.
+    pooled = pooling.find(connection)
+    if pooled:
+        raise SchemaError(pooled)
+    with (
+        database.session(connection, options),
+        locking.runner_lock(connection, options.lock_deadline),
+    ):
+        # Another runner may have done it meanwhile.
+        pending.plan()
+        connection.rollback()
+        if pending:
+            pending.take_steps(terminal=terminal)
+
+
+def known_heads(context: EnvironmentContext) -> tuple[str, ...]:
+    """Read the revision of the database; none if the command is about to erase it anyway.
+
+    Arguments:
+        context: Alembic's, configured for the connection.
+
+    Raises:
+        SchemaError: it is not one of ours.
+    """
+    migration_context = context.get_context()
+    if migration_context.opts.get("purge"):
+        return ()
+    heads = migration_context.get_current_heads()
+    known = [script.revision for script in context.script.walk_revisions()][::-1]
+    for head in heads:
+        if head not in known:
+            raise SchemaError([preflight.unknown_revision(head, known)])
+    return heads
+
+
+def position(connection: Connection) -> str:
+    """Say where an interrupted run left the database.
+
+    Arguments:
+        connection: of the run, closed by now.
+    """
+    try:
+        with connection.engine.connect() as look:
+            reached = preflight.applied_revision(look) or "base"
+    except SQLAlchemyError:
+        return "run the same command again to go on"
+    return f"the database is at {reached}; run the same command again to go on"
+
+
+class _Run:
+    """The steps of a command, and how far they are done."""
+
+    def __init__(
+        self,
+        context: EnvironmentContext,
+        configure: Callable[..., None],
+        connection: Connection,
+        options: Options,
+    ) -> None:
+        self._context = context
+        self._configure = configure
+        self._connection = connection
+        self._options = options
+        opts = context.get_context().opts
+        self._choose_steps = opts["fn"]
+        self._purging = bool(opts.get("purge"))
+        self._steps: list[Any] = []
+        self._checked = False
+        self._advanced = time.monotonic()
+        self._watcher: Watcher
+
+    def __bool__(self) -> bool:
+        return bool(self._steps or self._purging)
+
+    def plan(self) -> None:
+        """Choose the steps, once: chosen anew in the middle, `+2` would be two more."""
+        heads = known_heads(self._context)
+        self._steps = list(self._choose_steps(heads, self._context.get_context()))
+
+    def take_steps(self, *, terminal: bool) -> None:
+        """Take all steps, each as often as others are in the way, until the deadline."""
+        self._advanced = time.monotonic()
+        self._watcher = Watcher(self._connection, self._options, terminal=terminal)
+        try:
+            while not self._try_steps():
+                time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - no secret
+        finally:
+            self._watcher.close()
+
+    def _try_steps(self) -> bool:
+        """Take the steps that are left; False if others were in the way."""
+        try:
+            if not self._checked:
+                self._check()
+            self._configure(
+                connection=self._connection,
+                dont_mutate=True,
+                fn=self._remaining,
+                online_build=self._build,
+            )
+            with self._context.begin_transaction():
+                self._context.run_migrations()
+        except (DBAPIError, PendingRollbackError) as error:
+            self._recover(error)
+            return False
+        return True
+
+    def _check(self) -> None:
+        heads = self._context.get_context().get_current_heads()
+        steps = [step for step in self._steps if isinstance(step, RevisionStep) and step.is_upgrade]
+        if len(steps) == len(self._steps):
+            pending = [step.revision.revision for step in steps]
+            findings = preflight.check(self._connection, heads, pending)
+        else:
+            findings = preflight.check_writable(self._connection)
+        self._connection.rollback()
+        for finding in findings:
+            if finding.severity == "warning":
+                log.warning("%s", finding)
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            raise SchemaError(errors)
+        version_table.create(self._connection)
+        self._checked = True
+
+    def _remaining(self, *_: object) -> Iterator[Any]:
+        while self._steps:
+            # In the transaction of the step.
+            locking.ensure_held(self._connection)
+            yield self._steps[0]
+            # Alembic comes back for more when the step is committed.
+            del self._steps[0]
+            self._advanced = time.monotonic()
+
+    @contextmanager
+    def _build(self, table: str) -> Iterator[None]:
+        """What `operations` builds an index in."""
+        locking.ensure_held(self._connection)
+        with self._watcher.build(table):
+            yield
+        self._advanced = time.monotonic()
+
+    def _recover(self, error: Exception) -> None:
+        """Go back to before the step that failed, if trying again can help."""
+        code = database.sqlstate(error)
+        gave_up = code == _CANCELLED and self._watcher.gave_up
+        if not (gave_up or code in _RETRIED):
+            raise error
+        self._connection.rollback()
+        # A build that failed may have left lock_timeout at 0.
+        database.apply_settings(self._connection, self._options)
+        self._connection.commit()
+        wait = self._watcher.last_wait
+        place = (wait and wait.table) or "the database"
+        sessions = str(wait) if wait else "a session that was gone before anybody could look"
+        left = self._options.lock_deadline - (time.monotonic() - self._advanced)
+        if gave_up or left <= 0:
+            raise SchemaError([self._in_the_way(place, sessions)]) from error
+        log.warning("%s is locked by %s; trying again for %.0f s", place, sessions, left)
+
+    def _in_the_way(self, place: str, sessions: str) -> Finding:
+        reached = preflight.applied_revision(self._connection) or "base"
+        self._connection.rollback()
+        return Finding(
+            "table-locked",
+            place,
+            f"locked, for {self._options.lock_deadline:g} s on end, by\n{sessions}",
+            f"the lock within {self._options.lock_timeout:g} s of one of our tries",
+            f"the database is at {reached}, and nothing is half done. Wait for these sessions, or"
+            " end them:\nSELECT pg_terminate_backend(pid)\nthen run the same command again;"
+            " -x lock_deadline=1h waits longer",
+        )

@@ -1,0 +1,61 @@
+"""The table in which Alembic keeps the revision of a database, in a schema of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+CREATE_SCHEMA = f"""
+DO $$
+DECLARE
+  stranger text;
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = '{VERSION_SCHEMA}') THEN
+    CREATE SCHEMA {VERSION_SCHEMA};
+    FOR stranger IN SELECT rolname FROM pg_roles
+      WHERE rolname IN ('anon', 'authenticated', 'service_role')
+    LOOP
+      EXECUTE format('REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM %I', stranger);
+    END LOOP;
+    REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM PUBLIC;
+  END IF;
+END $$"""
+
+CLOSE_TABLE = f"""
+DO $$
+DECLARE
+  stranger text;
+BEGIN
+  FOR stranger IN SELECT rolname FROM pg_roles
+    WHERE rolname IN ('anon', 'authenticated', 'service_role')
+  LOOP
+    EXECUTE format('REVOKE ALL ON {VERSION_SCHEMA}.{VERSION_TABLE} FROM %I', stranger);
+  END LOOP;
+  REVOKE ALL ON {VERSION_SCHEMA}.{VERSION_TABLE} FROM PUBLIC;
+END $$"""
+
+
+def create(connection: Connection) -> None:
+    """Make the table if it is not there, closed to the roles of the Data API.
+
+    Alembic would make it too, but needs the schema, and leaves it to the default privileges.
+
+    Arguments:
+        connection: the migrating one, without an open transaction; it is left without one.
+    """
+    connection.execute(text(CREATE_SCHEMA))
+    connection.execute(
+        text(
+            f"CREATE TABLE IF NOT EXISTS {VERSION_SCHEMA}.{VERSION_TABLE} ("
+            "version_num VARCHAR(32) NOT NULL,"
+            f" CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
+        )
+    )
+    connection.execute(text(CLOSE_TABLE))
+    connection.commit()
