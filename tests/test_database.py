@@ -131,18 +131,24 @@ class TestOptions:
 
 class TestSession:
     def test_settings(self, database: Database) -> None:
-        with database_module.connect(database.url, Options(lock_timeout=1.25)) as connection:
-            assert not connection.in_transaction()
-            settings = {
-                name: connection.exec_driver_sql(f"SHOW {name}").scalar()
-                for name in ("lock_timeout", "statement_timeout", "search_path", "application_name")
-            }
-        assert settings == {
-            "lock_timeout": "1250ms",
-            "statement_timeout": "0",
-            "search_path": "public",
-            "application_name": "langfuse-schema",
-        }
+        names = ("lock_timeout", "statement_timeout", "search_path", "application_name")
+
+        def settings(connection: sa.Connection) -> list[str | None]:
+            return [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names]
+
+        options = Options(lock_timeout=1.25)
+        wanted = ["1250ms", "0", "public", "langfuse-schema"]
+        with database_module.connect(database.url, options) as connection:
+            assert settings(connection) == wanted
+            connection.rollback()
+            before = settings(connection)
+            assert before[0] == "0", "a reader leaves nothing in a session"
+            connection.rollback()
+            with database_module.session(connection, options):
+                assert settings(connection) == wanted
+                connection.rollback()
+                assert settings(connection) == wanted
+            assert settings(connection) == before
 
     def test_the_role_may_have_another_search_path(self, database: Database) -> None:
         database.execute("CREATE SCHEMA elsewhere")

@@ -21,8 +21,10 @@ from alembic.util import CommandError
 from langfuse_schema import (
     database,
     interruption,
+    pooling,
     preflight,
     runner,
+    surroundings,
     tables,
     verify,
     version_table,
@@ -125,6 +127,21 @@ def configure_logging(config: Config) -> None:
     """Set up logging on the command line; a program that calls us has its own."""
     if config.cmd_opts is not None and config.file_config.has_section("loggers"):
         fileConfig(config.file_config, disable_existing_loggers=False)
+        # A step that is tried again is announced by Alembic each time.
+        logging.getLogger("alembic.runtime.migration").filters = [_said_once()]
+
+
+def _said_once() -> Callable[[logging.LogRecord], bool]:
+    said = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if message in said:
+            return False
+        said.add(message)
+        return True
+
+    return is_new
 
 
 def shared_options() -> dict[str, Any]:
@@ -264,6 +281,11 @@ def preflight_report(config: Config) -> Report:
         else:
             pending = known[known.index(applied) + 1 :] if applied else known
             findings = preflight.check(connection, [applied] if applied else [], pending)
+            connection.rollback()
+            if pending:
+                findings += pooling.find(connection)
+                timeout = _options(config).lock_timeout
+                findings += surroundings.long_transactions(connection, pending, timeout)
         return Report(applied, tuple(findings), facts)
 
 

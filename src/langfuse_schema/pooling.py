@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,11 @@ log = logging.getLogger("langfuse_schema")
 
 _ROUNDS = 3
 _QUESTIONS = 3
-_PATIENCE = 5.0  # seconds that a rival waits for a backend, and then keeps it at most
+_HOLD_SECONDS = 5.0  # we may be waiting for the very backend that the rival has
+
+# How long a rival may take to connect and be served: what a busy server needs, and round trips.
+_PATIENCE_SECONDS = 2.0
+_PATIENCE_ROUND_TRIPS = 50
 
 
 def find(connection: Connection) -> list[Finding]:
@@ -49,11 +54,14 @@ def find(connection: Connection) -> list[Finding]:
 
 
 def _is_shared(connection: Connection) -> bool:
+    asked = time.monotonic()
     backends = _backends(connection)
+    round_trip = (time.monotonic() - asked) / _QUESTIONS
+    patience = _PATIENCE_SECONDS + _PATIENCE_ROUND_TRIPS * round_trip
     rival = _Rival(connection)
     try:
         for _ in range(_ROUNDS):
-            theirs = rival.enter()
+            theirs = rival.enter(patience)
             if theirs in backends:
                 return True
             # If we are served while the rival waits in line, we have a backend to ourselves.
@@ -95,11 +103,11 @@ class _Rival:
         self._answers: SimpleQueue[int | None] = SimpleQueue()
         threading.Thread(target=self._run, daemon=True).start()
 
-    def enter(self) -> int | None:
+    def enter(self, patience: float) -> int | None:
         """Open a transaction; the backend it runs on, or None if there is none to be had."""
         self._orders.put("enter")
         try:
-            return self._answers.get(timeout=_PATIENCE)
+            return self._answers.get(timeout=patience)
         except Empty:
             return None
 
@@ -126,7 +134,6 @@ class _Rival:
     def _hold(self, driver_connection: Any) -> None:  # noqa: ANN401 - as above
         with driver_connection.cursor() as cursor:
             self._answers.put(_backend(cursor))
-        # At most so long: we may be waiting for the very backend that this transaction holds.
         with suppress(Empty):
-            self._orders.get(timeout=_PATIENCE)
+            self._orders.get(timeout=_HOLD_SECONDS)
         driver_connection.rollback()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema import access, catalog, declaration, differences, tables
+from langfuse_schema import access, catalog, declaration, differences, surroundings, tables
 from langfuse_schema.findings import Finding
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ def check(
         findings += _version_table(connection)
         findings += _names_taken(connection, max(applied, default=""), max(pending))
         findings += _indexes_in_the_way(found, max(pending))
+        findings += surroundings.invalid_leftovers(found, max(applied, default=None), max(pending))
+        if tables.CORE not in pending:
+            findings += surroundings.not_owned(connection, found)
     if tables.CORE in pending:
         findings += _users(connection)
         findings += _schema_public(connection)
@@ -87,8 +90,9 @@ def facts(connection: Connection) -> dict[str, Any]:
         connection: to the database; only read.
 
     Returns:
-        The server's version, database, role, the roles of the Data API that exist, and of
-        each of the app's tables the estimated rows and the size in bytes.
+        The server's version, database, role, the roles of the Data API that exist, what they
+        are granted on new tables by default, and of each of the app's tables the estimated rows
+        and the size in bytes.
     """
     server = connection.execute(
         text(
@@ -108,7 +112,11 @@ def facts(connection: Connection) -> dict[str, Any]:
         {"names": list(_APPS)},
     )
     tables_of_app = {name: {"rows": rows, "bytes": size} for name, rows, size in sizes}
-    return {**server._asdict(), "app_tables": tables_of_app}
+    return {
+        **server._asdict(),
+        "default_privileges": surroundings.default_privileges(connection),
+        "app_tables": tables_of_app,
+    }
 
 
 def check_writable(connection: Connection) -> list[Finding]:

@@ -30,6 +30,7 @@ _CANCELLED = "57014"  # query_canceled
 # Others queue behind us for one lock_timeout at a time; in between they get through. Of
 # different lengths, so that two who keep meeting part.
 _PAUSE_SECONDS = (1.0, 2.0)
+_REMINDER_SECONDS = 10.0
 
 
 def run(
@@ -54,9 +55,10 @@ def run(
     """
     pending = _Run(context, configure, connection, options)
     pending.plan()
-    connection.rollback()
     if not pending:
+        pending.check()
         return
+    connection.rollback()
     # Before anything of the session is changed, since it may be somebody else's.
     pooled = pooling.find(connection)
     if pooled:
@@ -126,6 +128,7 @@ class _Run:
         self._steps: list[Any] = []
         self._checked = False
         self._advanced = time.monotonic()
+        self._told, self._told_at = "", 0.0
         self._watcher: Watcher
 
     def __bool__(self) -> bool:
@@ -142,7 +145,8 @@ class _Run:
         self._watcher = Watcher(self._connection, self._options, terminal=terminal)
         try:
             while not self._try_steps():
-                time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - no secret
+                pause = random.uniform(*_PAUSE_SECONDS)  # noqa: S311 - no secret
+                time.sleep(min(pause, self._left()))
         finally:
             self._watcher.close()
 
@@ -150,7 +154,9 @@ class _Run:
         """Take the steps that are left; False if others were in the way."""
         try:
             if not self._checked:
-                self._check()
+                self.check()
+                version_table.create(self._connection)
+                self._checked = True
             self._configure(
                 connection=self._connection,
                 dont_mutate=True,
@@ -164,7 +170,8 @@ class _Run:
             return False
         return True
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Ask preflight whether the database can take the steps, or none; warn, or refuse."""
         heads = self._context.get_context().get_current_heads()
         steps = [step for step in self._steps if isinstance(step, RevisionStep) and step.is_upgrade]
         if len(steps) == len(self._steps):
@@ -179,8 +186,6 @@ class _Run:
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
             raise SchemaError(errors)
-        version_table.create(self._connection)
-        self._checked = True
 
     def _remaining(self, *_: object) -> Iterator[Any]:
         while self._steps:
@@ -212,10 +217,16 @@ class _Run:
         wait = self._watcher.last_wait
         place = (wait and wait.table) or "the database"
         sessions = str(wait) if wait else "a session that was gone before anybody could look"
-        left = self._options.lock_deadline - (time.monotonic() - self._advanced)
-        if gave_up or left <= 0:
+        left = self._left()
+        if gave_up or not left:
             raise SchemaError([self._in_the_way(place, sessions)]) from error
-        log.warning("%s is locked by %s; trying again for %.0f s", place, sessions, left)
+        if self._told != place or time.monotonic() - self._told_at >= _REMINDER_SECONDS:
+            log.warning("%s is locked; trying again for %.0f s. By %s", place, left, sessions)
+            self._told, self._told_at = place, time.monotonic()
+
+    def _left(self) -> float:
+        """Seconds that are left to get further than the last step or build that was finished."""
+        return max(0.0, self._advanced + self._options.lock_deadline - time.monotonic())
 
     def _in_the_way(self, place: str, sessions: str) -> Finding:
         reached = preflight.applied_revision(self._connection) or "base"

@@ -81,6 +81,7 @@ class Watcher:
         self._waiting_since: float | None = None
         self._build: tuple[str, float] | None = None
         self._ended = threading.Event()
+        self._connected = False
         # A daemon: behind a full pooler it may wait for its connection for ever.
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -88,7 +89,8 @@ class Watcher:
     def close(self) -> None:
         """Stop looking."""
         self._ended.set()
-        self._thread.join(_END_SECONDS)
+        if self._connected:
+            self._thread.join(_END_SECONDS)
 
     @contextmanager
     def build(self, table: str) -> Iterator[None]:
@@ -111,6 +113,7 @@ class Watcher:
                 database.second_connection(self._connection) as driver_connection,
                 driver_connection.cursor() as cursor,
             ):
+                self._connected = True
                 while not self._ended.wait(self._interval):
                     self._look(cursor)
         except Exception as error:  # noqa: BLE001 - a run goes on without eyes, whatever the driver raises
@@ -141,18 +144,22 @@ class Watcher:
         rows = cursor.fetchall()
         if rows:
             self._waiting_since = self._waiting_since or time.monotonic()
-            self.last_wait = Wait(rows[0][0], tuple(_session(row[1:]) for row in rows))
+            self.last_wait = Wait(rows[0][0], tuple(session_text(row[1:]) for row in rows))
 
 
-def _session(row: Sequence[Any]) -> str:
-    """What a role may see of a session: of another role's neither its age nor its query."""
+def session_text(row: Sequence[Any]) -> str:
+    """Describe a session, as far as the role may see it: of others neither age nor query.
+
+    Arguments:
+        row: pid, user, application, seconds in its transaction, state, query.
+    """
     pid, user, application, age, state, query = row
     if not pid:
         return "a prepared transaction: see pg_prepared_xacts"
     described = f"pid {pid}, {user or 'unknown user'}, {application or 'no application name'}"
     if age is not None:
         described += f", in a transaction for {age} s, {state}"
-    return f"{described}: {' '.join((query or '').split())[:100]}"
+    return f"{described}: {' '.join((query or '').split()).rstrip(';')[:100]}"
 
 
 class _Line:

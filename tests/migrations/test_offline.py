@@ -65,7 +65,7 @@ def test_scripts_go_step_by_step_in_both_directions(
 def test_the_script_sets_its_timeouts() -> None:
     script = alembic(None, "-x", "lock_timeout=2s", "upgrade", "head", "--sql").stdout
     assert "SET lock_timeout = '2000ms';" in script
-    assert "SET statement_timeout = 0;" in script
+    assert "SET statement_timeout = '0';" in script
 
 
 def test_a_script_repairs_an_invalid_index(database: Database, psql: str) -> None:
