@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _HEADER = 5  # type and length of a message
-_QUERY, _READY = b"Q", b"Z"
+_QUERY = b"Q"
 _PORT = 5432  # the name of a socket file only
 
 _forks = multiprocessing.get_context("forkserver")
@@ -38,14 +38,15 @@ _forks.set_forkserver_preload(["relay", "langfuse_schema.runner", "psycopg2.extr
 class Relay:
     """Forwards bytes, and knows the statements that passed on the first connection.
 
-    At statement number `stop_at`, `before` it is forwarded or after its answer has come,
-    `on_stop` is called, and then all connections are cut.
+    At statement number `stop_at`, `before` it is forwarded or just after, while the server works
+    on it, `on_stop` is called, and then all connections are cut, if `cut`.
     """
 
     server: str
     folder: Path
     stop_at: int | None = None
     before: bool = True
+    cut: bool = True
     on_stop: Callable[[], object] = lambda: None
     statements: list[str] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -71,12 +72,8 @@ class Relay:
                 server = socket.socket(socket.AF_UNIX)
                 self._sockets += [client, server]
                 server.connect(self.server)
-                if first:
-                    self._start(self._forward_statements, client, server)
-                    self._start(self._forward_answers, server, client)
-                else:
-                    self._start(self._forward, client, server)
-                    self._start(self._forward, server, client)
+                self._start(self._forward_statements if first else self._forward, client, server)
+                self._start(self._forward, server, client)
                 first = False
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
@@ -91,27 +88,23 @@ class Relay:
             server.sendall(length + receive(client, int.from_bytes(length) - 4))
             while True:
                 kind, message = receive_message(client)
+                stopping = False
                 if kind == _QUERY:
                     self.statements.append(message[_HEADER:-1].decode())
-                    if self.before and len(self.statements) == self.stop_at:
-                        self._stop()
-                server.sendall(message)
-        hang_up(client, server)
-
-    def _forward_answers(self, server: socket.socket, client: socket.socket) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            while True:
-                kind, message = receive_message(server)
-                if kind == _READY and len(self.statements) == self.stop_at and not self.before:
+                    stopping = len(self.statements) == self.stop_at
+                if stopping and self.before:
                     self._stop()
-                client.sendall(message)
+                server.sendall(message)
+                if stopping and not self.before:
+                    self._stop()
         hang_up(client, server)
 
     def _stop(self) -> None:
         self.on_stop()
         self.stopped.set()
-        hang_up(*self._sockets)
-        raise EOFError
+        if self.cut:
+            hang_up(*self._sockets)
+            raise EOFError
 
     def close(self) -> None:
         """Cut everything."""

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
 import pytest
 from relay import kill_at, relayed, start
-from support import Database
+from support import CHECKOUT, SUPERUSER, Database, environment
 
-from langfuse_schema import catalog, migrations
+from langfuse_schema import catalog, embedded, migrations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
+
+ANSWER_SECONDS = 1.0
+ORPHAN_SECONDS = 10.0  # client_connection_check_interval is 2 s
 
 
 def go(database: Database, revision: str) -> None:
     """Migrate to base or head from wherever the database is."""
     command = migrations.downgrade if revision == "base" else migrations.upgrade
-    command(database.url, revision, lock_deadline=20)
+    command(database.url, revision, lock_deadline=60)
 
 
 def statements_of(database: Database, direction: str) -> list[str]:
     """The statements of an undisturbed run, which ends where it began."""
     origin, target = DIRECTIONS[direction]
+    go(database, origin)
     with relayed(database) as (relay, through):
         process = start(direction, through, target)
         process.join()
@@ -40,7 +55,8 @@ def undisturbed(database: Database) -> dict[str, catalog.Catalog]:
 
 def assert_nothing_is_left(database: Database) -> None:
     assert database.execute(
-        "SELECT (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),"
+        "SELECT (SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
+        "   WHERE l.locktype = 'advisory' AND d.datname = current_database()),"
         " (SELECT count(*) FROM pg_index WHERE NOT indisvalid)"
     ) == [(0, 0)]
 
@@ -53,18 +69,178 @@ def test_a_kill_at_any_statement_is_healed(
 ) -> None:
     expected = undisturbed(database)
     origin, target = DIRECTIONS[direction]
-    go(database, origin)
     statements = statements_of(database, direction)
     healed = 0
-    for number in range(1, len(statements) + 1, 9):
+    for number, statement in enumerate(statements, start=1):
         for before in (True, False):
             killed = kill_at(direction, database, target, number, before=before)
-            assert killed is not None, (number, statements[number - 1])
+            where = f"{'before' if before else 'after'} {number}: {statement}"
+            assert killed, where
             go(database, healed_by)
-            where = f"{'before' if before else 'after'} {number}: {killed}"
             assert database.catalog() == expected[healed_by], where
             assert_nothing_is_left(database)
             go(database, origin)
             healed += 1
-    assert healed == 2 * len(statements)
     print(f"{direction}, healed by {healed_by}: {healed} of {2 * len(statements)} points")
+
+
+def test_a_kill_in_the_middle_of_each_revision_is_healed(database: Database) -> None:
+    """The fast part of the proof above."""
+    expected = undisturbed(database)
+    for number, statement in milestones(statements_of(database, "upgrade")):
+        assert kill_at("upgrade", database, "head", number, before=False)
+        go(database, "head")
+        assert database.catalog() == expected["head"], statement
+        assert_nothing_is_left(database)
+        go(database, "base")
+
+
+def milestones(statements: list[str]) -> list[tuple[int, str]]:
+    """The end of each revision, and each index that is built online, by number."""
+    marks = ("INTO langfuse_migrations", "UPDATE langfuse_migrations", "FROM langfuse_migrations")
+    return [
+        (number, statement)
+        for number, statement in enumerate(statements, start=1)
+        if "CONCURRENTLY" in statement
+        or (any(mark in statement for mark in marks) and "SELECT" not in statement)
+    ]
+
+
+def terminate(database: Database) -> None:
+    database.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE application_name = 'langfuse-schema' AND datname = current_database()",
+        SUPERUSER,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+@pytest.mark.parametrize("how", ["terminate", "cut"])
+def test_a_lost_connection_is_healed(database: Database, direction: str, how: str) -> None:
+    def disturb() -> None:
+        if how == "terminate":
+            terminate(database)
+
+    assert_lost_connections_are_healed(database, direction, disturb, cut=how == "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+def test_a_restart_of_the_server_is_healed(own_server: OwnServer, direction: str) -> None:
+    assert_lost_connections_are_healed(
+        own_server.database, direction, own_server.restart, cut=False
+    )
+
+
+def assert_lost_connections_are_healed(
+    database: Database, direction: str, disturb: Callable[[], None], *, cut: bool
+) -> None:
+    expected = undisturbed(database)
+    origin, target = DIRECTIONS[direction]
+    points = milestones(statements_of(database, direction))
+    for healed_by in ("head", "base"):
+        for number, statement in points:
+            go(database, origin)
+            with relayed(database, number, before=False) as (relay, through):
+                relay.on_stop, relay.cut = disturb, cut
+                process = start(direction, through, target)
+                process.join()
+                assert relay.stopped.is_set(), statement
+            go(database, healed_by)
+            assert database.catalog() == expected[healed_by], statement
+            assert_nothing_is_left(database)
+    print(f"{direction}: {2 * len(points)} of {2 * len(points)} points healed")
+
+
+class OwnServer:
+    """A server that a test may stop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server = embedded.start(folder)
+        embedded.prepare(self._server.url())
+        self.database = Database(self._server.url())
+
+    def restart(self) -> None:
+        self._server.close()
+        self._server = embedded.start(self._folder)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+def own_server(scratch: Path) -> Iterator[OwnServer]:
+    server = OwnServer(scratch / f"own-{os.getpid()}-{time.monotonic_ns()}")
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+@pytest.mark.parametrize("program", ["alembic", "langfuse_schema"])
+def test_a_signal_is_answered_within_a_second(
+    database: Database, program: str, number: int, code: int
+) -> None:
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        process = subprocess.Popen(
+            [sys.executable, "-m", program, "upgrade", "head"],
+            cwd=CHECKOUT,
+            env=environment(DATABASE_URL=database.text),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_build(database)
+        began = time.monotonic()
+        process.send_signal(number)
+        _, told = process.communicate()
+        answered = time.monotonic() - began
+        reader.exec_driver_sql("ROLLBACK")
+    assert answered < ANSWER_SECONDS
+    assert process.returncode == code
+    assert "interrupted; the database is at 20251113000003; run the same command again" in told
+    assert "Traceback" not in told
+    go(database, "head")
+    assert_nothing_is_left(database)
+
+
+def wait_for_build(database: Database) -> None:
+    deadline = time.monotonic() + 30
+    while not database.execute("SELECT count(*) FROM pg_stat_progress_create_index")[0][0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_next_runner_waits_for_the_orphan_of_a_killed_one(database: Database) -> None:
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        killed = start("upgrade", database, "head")
+        wait_for_build(database)
+        orphan = lock_holders(database)
+        killed.kill()
+        killed.join()
+        assert lock_holders(database) == orphan, "the orphan still works, and holds the lock"
+        following = start("upgrade", database, "head")
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while builders(database) <= orphan:
+            assert time.monotonic() < deadline
+        assert lock_holders(database) == builders(database), "only now, and alone"
+        reader.exec_driver_sql("ROLLBACK")
+        following.join()
+    assert following.exitcode == 0
+    assert_nothing_is_left(database)
+
+
+def lock_holders(database: Database) -> set[int]:
+    return pids(database, "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted")
+
+
+def builders(database: Database) -> set[int]:
+    return pids(database, "SELECT pid FROM pg_stat_progress_create_index")
+
+
+def pids(database: Database, query: str) -> set[int]:
+    return {row[0] for row in database.execute(query)}
