@@ -210,3 +210,42 @@ def password_role(database: Database) -> Iterator[str]:
     database.execute(f"CREATE ROLE {PASSWORD_ROLE} LOGIN PASSWORD 'right'", SUPERUSER)
     yield PASSWORD_ROLE
     database.execute(f"DROP ROLE {PASSWORD_ROLE}", SUPERUSER)
+
+
+class OwnServer:
+    """A server that a test may stop, and whose log it may read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._start()
+        embedded.prepare(self._server.url())
+        self.database = Database(self._server.url())
+
+    def _start(self) -> None:
+        self._server = embedded.start(self._folder, version=POSTGRESQL, settings=_TALKATIVE)
+
+    def restart(self, *, standby: bool = False) -> None:
+        """Stop it under its clients, and start it again, perhaps as a standby server."""
+        self._server.close()
+        if standby:
+            (self._folder / "data" / "standby.signal").touch()
+        self._start()
+
+    def log(self) -> str:
+        """What it wrote: DDL, lock waits, deadlocks and other errors."""
+        return (self._folder / "server.log").read_text()
+
+    def close(self) -> None:
+        """Stop it."""
+        self._server.close()
+
+
+_TALKATIVE = _UNSAFE_AND_FAST | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
+
+
+@pytest.fixture
+def own_server(scratch: Path) -> Iterator[OwnServer]:
+    """A server for one test alone."""
+    started = OwnServer(Path(tempfile.mkdtemp(prefix="own-", dir=scratch)) / "server")
+    yield started
+    started.close()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,26 @@ def langfuse_schema(database: Database | None, *arguments: str, **variables: str
 def plan_sql(*revisions: str) -> str:
     """The plan's own SQL of some of its files."""
     return "\n".join(next(PLAN.glob(f"{revision}_*.sql")).read_text() for revision in revisions)
+
+
+def until(database: Database, condition: str) -> None:
+    """Wait until a query of one value finds something that is true; a minute at most."""
+    deadline = time.monotonic() + 60
+    with database.connect(SUPERUSER) as connection:
+        while not connection.exec_driver_sql(condition).scalar():
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.01)
+
+
+OURS = "application_name = 'langfuse-schema' AND datname = current_database()"
+
+WAITING = f"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND {OURS})"
+"""Whether a runner waits for a lock, as an index build does that waits for a transaction."""
+
+BUILDING = WAITING.replace(
+    "WHERE", "AS a JOIN pg_stat_progress_create_index AS p USING (pid, datname) WHERE", 1
+)
+"""Whether a runner is in the middle of an index build, and waits for somebody's transaction."""
 
 
 TRACE = "b0000000-0000-4000-8000-00000000000{}"

