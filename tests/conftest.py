@@ -246,6 +246,8 @@ _TALKATIVE = _UNSAFE_AND_FAST | {"log_statement": "ddl", "deadlock_timeout": "10
 @pytest.fixture
 def own_server(scratch: Path) -> Iterator[OwnServer]:
     """A server for one test alone."""
-    started = OwnServer(Path(tempfile.mkdtemp(prefix="own-", dir=scratch)) / "server")
+    folder = Path(tempfile.mkdtemp(prefix="own-", dir=scratch))
+    folder.chmod(0o755)
+    started = OwnServer(folder / "server")
     yield started
     started.close()

@@ -153,7 +153,10 @@ def test_a_table_of_ours_that_a_stranger_owns_is_an_error(database: Database) ->
     ("revoked", "place"),
     [
         ("REVOKE REFERENCES ON auth.users FROM postgres", "auth.users"),
-        ("REVOKE ALL ON SCHEMA auth FROM postgres", "auth"),
+        (
+            "REVOKE ALL ON SCHEMA auth FROM postgres, anon, authenticated, service_role",
+            "auth",
+        ),
         ("ALTER SCHEMA public OWNER TO supabase_admin", "public"),
     ],
 )

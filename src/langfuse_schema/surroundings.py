@@ -154,4 +154,4 @@ def default_privileges(connection: Connection) -> dict[str, str]:
         ),
         {"roles": list(access.API_ROLES)},
     )
-    return dict(rows.tuples().all())
+    return {row[0]: row[1] for row in rows}
