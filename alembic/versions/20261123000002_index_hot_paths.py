@@ -35,7 +35,7 @@ INDEXES = (
         "idx_langfuse_scores_pending",
         "langfuse_scores",
         ["created_at", "id"],
-        "status = 'pending'",
+        "status = 'pending'::text",
     ),
     (
         "idx_langfuse_traces_user_id_created_at",
