@@ -264,6 +264,8 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
     except DBAPIError as error:
         raise SchemaError([_connection_finding(engine.url, error)]) from error
     with connection:
+        # The program may use AUTOCOMMIT; a revision is a transaction.
+        connection.execution_options(isolation_level="READ COMMITTED")
         apply_settings(connection, options, local=True)
         try:
             yield connection

@@ -7,10 +7,11 @@ whole process, and so are signal handlers: a program that calls us keeps its own
 from __future__ import annotations
 
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from select import select
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_READ, get_wait_callback, set_wait_callback
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _wait(connection: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
             reading = [connection] if state == POLL_READ else []
             select(reading, [] if reading else [connection], [])
     except KeyboardInterrupt:
-        # psycopg2 closes the connection; the server would go on with the statement.
-        connection.cancel()
+        # psycopg2 closes the connection; the server would go on with the statement, if it has one.
+        with suppress(psycopg2.Error):
+            connection.cancel()
         raise

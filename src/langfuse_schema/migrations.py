@@ -384,13 +384,18 @@ def _url(source: database.Source) -> Iterator[URL]:
 @contextmanager
 def _borrowed(connection: sa.Connection, options: Options) -> Iterator[None]:
     """Use a caller's connection, and give it back without a transaction."""
-    if connection.in_transaction():
+    driver_connection: Any = connection.connection.dbapi_connection
+    if connection.in_transaction() or driver_connection.autocommit:
         finding = Finding(
             "connection-in-transaction",
             'config.attributes["connection"]',
-            "a connection with an open transaction",
-            "one without: each revision has its own, and some indexes cannot be built in one",
-            "use engine.connect() instead of engine.begin(), and commit before the call",
+            "a connection in AUTOCOMMIT mode"
+            if driver_connection.autocommit
+            else "a connection with an open transaction",
+            "one on which transactions are ours to begin: each revision has its own, and some"
+            " indexes cannot be built in one",
+            "use engine.connect() instead of engine.begin(), without AUTOCOMMIT, and commit"
+            " before the call",
         )
         raise SchemaError([finding])
     database.apply_settings(connection, options, local=True)

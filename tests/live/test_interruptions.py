@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
+from psycopg2.extensions import get_wait_callback
 from relay import kill_at, relayed, start
 from support import BUILDING, CHECKOUT, SUPERUSER, Database, environment, run, until
 
@@ -205,6 +208,31 @@ def interrupt_a_build(database: Database, program: str, number: int, code: int) 
     assert "interrupted; the database is at 20251113000003; run the same command again" in told
     assert "Traceback" not in told
     return answered
+
+
+def test_a_program_keeps_its_own_ways(database: Database) -> None:
+    """Neither during a run nor afterwards is anything of the whole process changed."""
+
+    def ways() -> list[object]:
+        loggers = [logging.getLogger(name) for name in ("", "alembic", "langfuse_schema")]
+        return [
+            signal.getsignal(signal.SIGINT),
+            signal.getsignal(signal.SIGTERM),
+            get_wait_callback(),
+            *((logger.level, [*logger.handlers], [*logger.filters]) for logger in loggers),
+        ]
+
+    def look(*_: object) -> None:
+        seen.append(ways())
+
+    before = ways()
+    seen: list[list[object]] = []
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    sa.event.listen(engine, "before_cursor_execute", look)
+    migrations.upgrade(engine)
+    assert seen
+    assert all(during == before for during in seen)
+    assert ways() == before
 
 
 def test_the_next_runner_waits_for_the_orphan_of_a_killed_one(database: Database) -> None:

@@ -133,6 +133,21 @@ def test_a_program_may_have_a_pool_of_one_connection(database: Database) -> None
     engine.dispose()
 
 
+def test_a_program_may_use_autocommit(database: Database) -> None:
+    """A revision is a transaction all the same: killed in the middle, it leaves nothing."""
+    engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
+
+    def fail(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "CREATE TABLE public.rate_limit_logs" in statement:
+            raise RuntimeError
+
+    sa.event.listen(engine, "before_cursor_execute", fail)
+    with pytest.raises(RuntimeError):
+        migrations.upgrade(engine)
+    assert "public.langfuse_traces" not in database.catalog().tables
+    engine.dispose()
+
+
 def test_psycopg_is_as_good_as_psycopg2(database: Database) -> None:
     engine = sa.create_engine(database.url.set(drivername="postgresql+psycopg"))
     with database.connect(SUPERUSER) as holder:
