@@ -56,7 +56,7 @@ def run(
     pending = _Run(context, configure, connection, options)
     pending.plan()
     if not pending:
-        pending.check()
+        pending.check_at_rest()
         return
     connection.rollback()
     # Before anything of the session is changed, since it may be somebody else's.
@@ -186,6 +186,15 @@ class _Run:
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
             raise SchemaError(errors)
+
+    def check_at_rest(self) -> None:
+        """Look whether everything is still there, unless somebody is in the way."""
+        try:
+            self.check()
+        except DBAPIError as error:
+            if database.sqlstate(error) not in _RETRIED:
+                raise
+            log.warning("nothing to do; a table is locked, so none was looked at")
 
     def _remaining(self, *_: object) -> Iterator[Any]:
         while self._steps:

@@ -32,7 +32,8 @@ _END_SECONDS = 1.0  # for the thread, when the run is over
 
 _STATE = """
 SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', p.phase,
-       greatest(p.blocks_total, p.tuples_total), greatest(p.blocks_done, p.tuples_done)
+       CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END,
+       CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END
 FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
 WHERE a.pid = %s
 """

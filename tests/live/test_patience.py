@@ -244,3 +244,24 @@ def test_an_upgrade_never_locks_two_tables_of_the_app(database: Database) -> Non
     event.listen(engine, "after_cursor_execute", look)
     migrations.upgrade(engine)
     assert seen == {(), *((name,) for name in tables.APP_TABLES)}
+
+
+def test_who_has_nothing_to_do_is_not_stopped_by_a_lock(database: Database) -> None:
+    migrations.upgrade(database.url)
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; LOCK TABLE langfuse_traces")
+        outcome = alembic(database, "-x", "lock_timeout=100ms", "upgrade", "head")
+        holder.exec_driver_sql("ROLLBACK")
+    assert outcome.code == 0
+    assert "nothing to do; a table is locked" in outcome.stderr
+
+
+def test_an_exclusive_holder_is_waited_for_too(database: Database) -> None:
+    """Not even preflight can look at such a table."""
+    with database.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; LOCK TABLE reflections")
+        process = start(database, "upgrade", "head")
+        until(database, WAITING)
+        holder.exec_driver_sql("ROLLBACK")
+    _, told = process.communicate()
+    assert process.returncode == 0, told
