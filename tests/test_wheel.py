@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CHECKOUT, Database, run
+from support import BUILDING, CHECKOUT, Database, environment, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +61,35 @@ def test_it_migrates_from_an_unrelated_folder(
     assert "(head)" in outcome.stdout
     assert run(command, "downgrade", "base", cwd=tmp_path, DATABASE_URL=database.text).code == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_runner_is_followed_by_the_one_that_waits(
+    programs: Path, database: Database, tmp_path: Path
+) -> None:
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(programs / "langfuse-schema"), "upgrade", "head"],
+            cwd=tmp_path,
+            env=environment(DATABASE_URL=database.text),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        first = start()
+        until(database, BUILDING)
+        second = start()
+        for line in second.stderr or ():
+            if "waiting for another runner" in line:
+                break
+        first.send_signal(signal.SIGINT)
+        told = first.communicate()[1]
+        reader.exec_driver_sql("ROLLBACK")
+    assert first.returncode == 130
+    assert "run the same command again" in told
+    assert second.communicate() is not None
+    assert second.returncode == 0
 
 
 def test_a_program_migrates(programs: Path, database: Database, tmp_path: Path) -> None:
