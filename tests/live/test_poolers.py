@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -20,7 +22,6 @@ from langfuse_schema.findings import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PGBOUNCER = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 
@@ -34,8 +35,7 @@ PORT = 6543  # the name of a socket file only
 def pooler(database: Database, folder: Path, mode: str, size: int) -> Iterator[Database]:
     """Run PgBouncer in front of a database; what it yields is that database through it."""
     assert PGBOUNCER, "pgbouncer is not installed"
-    socket = folder / f"pgbouncer-{mode}-{size}"
-    socket.mkdir()
+    socket = Path(tempfile.mkdtemp(prefix=f"{mode}-", dir=folder))
     url = database.url
     users = socket / "users"
     users.write_text('"postgres" ""\n')
@@ -83,7 +83,7 @@ def other_clients(through: Database, number: int, *, reconnect: bool) -> Iterato
 
     def work() -> None:
         while not done.is_set():
-            with psycopg.connect(url) as connection:
+            with psycopg.connect(url, prepare_threshold=None) as connection:
                 transact(connection)
                 while not (reconnect or done.is_set()):
                     transact(connection)
