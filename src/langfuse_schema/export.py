@@ -81,7 +81,7 @@ def _what_it_does(script: Script) -> tuple[str, str]:
 def _lock_timeout() -> str:
     setting = database.session_settings(database.Options())["lock_timeout"]
     # In effect until the end of the transaction, without a warning where there is none.
-    return f"SELECT set_config('lock_timeout', {setting}, true);"
+    return f"SELECT set_config('lock_timeout', '{setting}', true);"
 
 
 def _render(config: Config, directory: ScriptDirectory, function: Callable[[], None]) -> str:

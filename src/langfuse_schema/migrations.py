@@ -305,12 +305,15 @@ def verify_report(config: Config, revision: str = "head") -> Report:
     target = script.get_revision(revision)
     if target is None:
         raise CommandError(f"verify compares with a revision, not with {revision}")
-    with _connection(config) as connection, database.errors_for_users("the database"):
-        return verify.report(connection, known, target.revision)
+    with (
+        _connection(config, only_reading=True) as connection,
+        database.errors_for_users("the database"),
+    ):
+        return verify.report(connection, known, target.revision, _options(config))
 
 
 @contextmanager
-def _connection(config: Config) -> Iterator[sa.Connection]:
+def _connection(config: Config, *, only_reading: bool = False) -> Iterator[sa.Connection]:
     """The connection of a command, in a transaction with the settings of our sessions."""
     arguments = _arguments(config)
     options = _options(config)
@@ -319,7 +322,7 @@ def _connection(config: Config) -> Iterator[sa.Connection]:
     with ExitStack() as stack:
         stack.enter_context(_answering_interrupts(config))
         if given is not None:
-            stack.enter_context(_borrowed(given, options))
+            stack.enter_context(_borrowed(given, options, only_reading=only_reading))
             yield given
         elif isinstance(target, sa.Engine):
             yield stack.enter_context(database.connect_engine(target, options))
@@ -382,10 +385,10 @@ def _url(source: database.Source) -> Iterator[URL]:
 
 
 @contextmanager
-def _borrowed(connection: sa.Connection, options: Options) -> Iterator[None]:
+def _borrowed(connection: sa.Connection, options: Options, *, only_reading: bool) -> Iterator[None]:
     """Use a caller's connection, and give it back without a transaction."""
     driver_connection: Any = connection.connection.dbapi_connection
-    if connection.in_transaction() or driver_connection.autocommit:
+    if connection.in_transaction() or (driver_connection.autocommit and not only_reading):
         finding = Finding(
             "connection-in-transaction",
             'config.attributes["connection"]',

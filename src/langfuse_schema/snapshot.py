@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from langfuse_schema import access, catalog, tables
+from langfuse_schema import access, catalog, database, tables
 from langfuse_schema.findings import Finding, SchemaError
 from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
+
+    from langfuse_schema.database import Options
 
 VERSION = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
 
@@ -38,28 +40,31 @@ class Snapshot:
         return self.tables.get(VERSION)
 
 
-def take(connection: Connection) -> Snapshot:
+def take(connection: Connection, options: Options) -> Snapshot:
     """Read what there is to compare, and change nothing.
 
     Arguments:
-        connection: without an open transaction, with the lock_timeout that it has.
+        connection: to the database; a transaction that it is in is rolled back.
+        options: of the run; reading waits for a lock as long as they say.
 
     Raises:
         SchemaError: a migration holds the tables.
     """
-    with _busy_for_users(), _read_only(connection):
+    with _busy_for_users(), _read_only(connection, options):
         return _look(connection)
 
 
 @contextmanager
-def _read_only(connection: Connection) -> Iterator[None]:
+def _read_only(connection: Connection, options: Options) -> Iterator[None]:
     """One transaction that sees one state and can change nothing, on a standby too."""
+    connection.rollback()
     driver: Any = connection.connection.dbapi_connection
     mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
     # An engine in autocommit mode, as apps configure it, begins no transaction by itself.
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
     connection.exec_driver_sql(begin)
     try:
+        database.apply_settings(connection, options, local=True)
         connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
         yield
     finally:

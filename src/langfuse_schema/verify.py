@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.engine import URL
 
+    from langfuse_schema.database import Options
     from langfuse_schema.snapshot import Snapshot
 
 _VERSION_COLUMNS = (catalog.Column("version_num", "character varying(32)", nullable=False),)
@@ -68,14 +69,14 @@ def verify(target: str | URL | sa.Engine | Connection, revision: str = "head") -
     return list(migrations.verify_report(migrations.config_for(target), revision).findings)
 
 
-def report(connection: Connection, known: Sequence[str], target: str) -> Report:
+def report(connection: Connection, known: Sequence[str], target: str, options: Options) -> Report:
     """Compare a database with the declaration.
 
     Arguments:
-        connection: to the database, without an open transaction; only read, with the
-            lock_timeout that it has.
+        connection: to the database; a transaction that it is in is rolled back.
         known: our revisions, oldest first.
         target: the revision at which the database should be.
+        options: of the run; reading waits for a lock as long as they say.
 
     Returns:
         The findings; among the facts are the checks that `text` begins with, the compared
@@ -85,7 +86,7 @@ def report(connection: Connection, known: Sequence[str], target: str) -> Report:
         SchemaError: a migration holds the tables.
     """
     started = time.perf_counter()
-    found = snapshot.take(connection)
+    found = snapshot.take(connection, options)
     elapsed = round((time.perf_counter() - started) * 1000, 1)
     strangers = ("PUBLIC", *found.facts["api_roles"])
     owner, owner_findings = _owner(found)
