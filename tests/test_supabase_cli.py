@@ -37,6 +37,8 @@ class Project:
             *(f"--remote={connection_string(self.database, 'postgres')}", "--yes"),
             cwd=self.folder,
             HOME=str(self.folder),
+            # The CLI unpacks a library of its own there, and leaves it.
+            TMPDIR=str(self.folder),
             **QUIET,
         )
 

@@ -205,7 +205,7 @@ def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, s
             f"--remote={connection_string(database, 'postgres')}",
         ],
         cwd=folder,
-        env=environment(HOME=str(folder), **QUIET),
+        env=environment(HOME=str(folder), TMPDIR=str(folder), **QUIET),
         capture_output=True,
         text=True,
         timeout=120,
