@@ -39,7 +39,9 @@ WRITES = {
     "encouragement_messages": "INSERT INTO encouragement_messages (user_id, body)"
     f" VALUES ('{AOI}', 'x')",
     "reflections": f"INSERT INTO reflections (user_id, body) VALUES ('{AOI}', 'x')",
-    "auth.users": f"UPDATE auth.users SET email = email WHERE id = '{AOI}'",
+    # Of another user each time, so that two holders do not wait for each other.
+    "auth.users": "UPDATE auth.users SET email = email WHERE id ="
+    " (SELECT id FROM auth.users LIMIT 1 FOR UPDATE SKIP LOCKED)",
 }
 CANARIES = WRITES | {"auth.users": "SELECT count(*) FROM auth.users"}
 
