@@ -17,7 +17,7 @@ from support import CHECKOUT, environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 """One that any user may run; the tests' own may lie in somebody's closed home."""
@@ -50,7 +50,7 @@ class NewUser:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1100,
         )
         assert ended.returncode == 0, ended.stdout
         return ended.stdout
