@@ -28,6 +28,8 @@ ELSEWHERE = {
     "langfuse-schema export": "run by test_export, in a folder of its own",
     "supabase ": "run by test_supabase_cli",
     "langfuse-schema dev": "run by test_embedded and test_fresh_clone",
+    "pg_dump ": "run by test_operations",
+    "psql ": "run by test_operations",
 }
 """Commands that are run, or not, for the reason beside them, by the beginning of the line."""
 

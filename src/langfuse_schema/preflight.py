@@ -190,8 +190,8 @@ def _gone(found: dict[str, catalog.Table], applied: str) -> Iterator[Finding]:
             "the tables were dropped or a restore left them out. To make them anew:\n"
             "alembic stamp base && alembic upgrade head"
             if all_lost
-            else "restore what is missing from a backup, or make it by hand from\n"
-            "alembic upgrade head --sql",
+            else "restore what is missing from a backup, or make it anew with what this prints:\n"
+            "langfuse-schema verify",
         )
 
 

@@ -1,0 +1,183 @@
+"""docs/operations.md keeps its word: every code is explained, every way back leads back."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from support import (
+    CHECKOUT,
+    HOT_PATHS,
+    LINKS,
+    PLAN_REVISIONS,
+    POLICIES,
+    SUPERUSER,
+    Database,
+    environment,
+    insert_example_rows,
+    langfuse_schema,
+    plan_sql,
+)
+
+from langfuse_schema import access, migrations, tables
+from langfuse_schema.verify import verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from conftest import TestServer
+
+PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
+VERIFYING = (CHECKOUT / "docs" / "verify.md").read_text(encoding="utf-8")
+
+
+def codes() -> Iterator[str]:
+    """What stands first in every call that makes a finding, as far as it is written out."""
+    for path in (CHECKOUT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).lower().endswith("finding"):
+                for part in ast.walk(node.args[0]) if node.args else ():
+                    if isinstance(part, ast.Constant) and re.fullmatch(
+                        r"[a-z]+(-[a-z]+)+", str(part.value)
+                    ):
+                        yield part.value
+
+
+@pytest.mark.parametrize("code", sorted(set(codes())))
+def test_every_code_is_explained(code: str) -> None:
+    kind = code.rpartition("-")[0]
+    assert f"`{code}`" in PAGE + VERIFYING or f"`{kind}`" in VERIFYING
+
+
+def forget_the_revision(database: Database) -> None:
+    database.execute("DROP SCHEMA langfuse_migrations CASCADE")
+
+
+def note(database: Database, revision: str) -> None:
+    database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{revision}'")
+
+
+def reset(database: Database) -> None:
+    for table in access.TABLES:
+        database.execute(f"DROP TABLE public.{table} CASCADE")
+    for table in tables.APP_TABLES:
+        database.execute(f"ALTER TABLE public.{table} DROP {tables.LINK_COLUMN}")
+
+
+def run_the_plan_by_hand(database: Database) -> None:
+    reset(database)
+    forget_the_revision(database)
+    database.execute(plan_sql(*PLAN_REVISIONS))
+
+
+UPGRADE = "langfuse-schema upgrade head"
+
+# What happened at head; a code that verify must name; what the page says to type.
+DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
+    "all tables gone": (reset, "table-missing", f"langfuse-schema stamp base && {UPGRADE}"),
+    "behind": (
+        lambda database: migrations.downgrade(database.url, LINKS),
+        "revision-behind",
+        UPGRADE,
+    ),
+    "further than it says": (
+        lambda database: note(database, POLICIES),
+        "revision-behind",
+        f"langfuse-schema stamp --purge {HOT_PATHS}",
+    ),
+    "made by hand": (
+        run_the_plan_by_hand,
+        "version-table-missing",
+        f"langfuse-schema stamp {POLICIES} && {UPGRADE}",
+    ),
+    "restored without its revision": (
+        forget_the_revision,
+        "version-table-missing",
+        f"langfuse-schema stamp --purge {HOT_PATHS}",
+    ),
+    "never migrated": (
+        lambda database: (reset(database), forget_the_revision(database)),
+        "version-table-missing",
+        UPGRADE,
+    ),
+}
+
+
+@pytest.mark.parametrize(("happened", "code", "typed"), DECISIONS.values(), ids=DECISIONS)
+def test_what_the_page_says_to_type_mends_it(
+    database: Database, happened: Callable[[Database], object], code: str, typed: str
+) -> None:
+    migrations.upgrade(database.url)
+    undisturbed = database.catalog()
+    happened(database)
+    finding = next(finding for finding in verify(database.url) if finding.code == code)
+    if code != "table-missing":
+        assert finding.remedy.replace(HOT_PATHS, "head") == typed.replace(HOT_PATHS, "head")
+    for command in typed.split(" && "):
+        outcome = langfuse_schema(database, *shlex.split(command)[1:])
+        assert outcome.code == 0, outcome.stderr
+    assert verify(database.url) == []
+    assert database.catalog() == undisturbed
+
+
+@pytest.fixture
+def shell(server: TestServer, tmp_path: Path) -> Callable[[Database, str], None]:
+    """Run what the page shows, in a folder of its own, with the client programs of the server."""
+    if server.programs is None:
+        pytest.skip("the client programs of the configured server are not ours to find")
+    path = os.pathsep.join([str(server.programs), os.environ["PATH"]])
+
+    def run(database: Database, command: str) -> None:
+        url = database.as_user(SUPERUSER).set(drivername="postgresql")
+        text = url.render_as_string(hide_password=False)
+        variables = environment(PATH=path, DATABASE_URL=text, PGOPTIONS="-c search_path=public")
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=variables)
+
+    return run
+
+
+def test_what_was_dumped_before_a_downgrade_can_be_put_back(
+    database: Database, shell: Callable[[Database, str], None], tmp_path: Path
+) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    before = database.execute("SELECT * FROM langfuse_traces ORDER BY id")
+    dumped = re.findall(r"^\$ ((?:pg_dump|psql) .*)$", PAGE, re.MULTILINE)
+    assert len(dumped) == 2
+    for command in dumped:
+        shell(database, command)
+    assert (tmp_path / "reflections.csv").exists()
+    migrations.downgrade(database.url, "base")
+    migrations.upgrade(database.url)
+    shell(database, 'psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f langfuse.sql')
+    assert database.execute("SELECT * FROM langfuse_traces ORDER BY id") == before != []
+    assert verify(database.url) == []
+
+
+def test_schema_public_alone_is_restored_and_stamped(
+    database: Database, second_database: Database, shell: Callable[[Database, str], None]
+) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    shell(database, 'pg_dump "$DATABASE_URL" -n public --clean --if-exists -f public.sql')
+    shell(second_database, 'psql "$DATABASE_URL" -f public.sql')
+    (finding,) = verify(second_database.url)
+    command = finding.remedy.removeprefix("langfuse-schema ")
+    assert langfuse_schema(second_database, *command.split()).code == 0
+    assert verify(second_database.url) == []
+
+
+def test_truncate_would_empty_the_apps_tables_and_delete_does_not(database: Database) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    rows = database.execute("SELECT count(*) FROM reflections")
+    database.execute("DELETE FROM langfuse_traces")
+    assert database.execute("SELECT count(*) FROM reflections") == rows != [(0,)]
+    database.execute("TRUNCATE langfuse_traces CASCADE")
+    assert database.execute("SELECT count(*) FROM reflections") == [(0,)]
