@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check matrix clean
 
 ## demo: migrate the embedded database, and show what came of it
 demo: .venv/embedded.stamp
@@ -25,9 +25,14 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+## matrix: the fast tests over Pythons, SQLAlchemys, Alembics and PostgreSQLs (pyproject.toml)
+matrix: .venv/dev.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check 'tox>=4.25'
+	$(BIN)/tox
+
 ## clean: remove the virtual environment and the embedded database
 clean:
-	rm -rf .venv .langfuse-schema
+	rm -rf .venv .tox .langfuse-schema
 
 .venv/embedded.stamp .venv/dev.stamp: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from npm import clients  # noqa: F401 - a fixture
+from npm import clients, start_postgresql  # noqa: F401 - a fixture
 from pytest_postgresql import factories
 from sqlalchemy.engine import URL, make_url
 from support import SUPERUSER, Database
 
 from langfuse_schema import embedded
+from langfuse_schema.embedded import binaries, folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_postgresql.executors import NoopExecutor
 
 POSTGRESQL = int(os.environ.get("LANGFUSE_SCHEMA_TEST_POSTGRESQL", "18"))
-"""Which version of the wheel's PostgreSQL the tests run on: 18 or 16."""
+"""Which version the tests run on: 18 or 16 come with the wheel, 14, 15 and 17 from npm."""
 
 PASSWORD_ROLE = "with_password"
 """The one role that our server asks for a password."""
@@ -105,13 +106,20 @@ def server(scratch: Path) -> Iterator[TestServer]:
             host, url.port or 5432, user=url.username or SUPERUSER, password=url.password or ""
         )
         return
-    with embedded.start(
+    with start_postgresql(
+        POSTGRESQL,
         scratch / "server",
-        version=POSTGRESQL,
-        settings=_UNSAFE_AND_FAST,
+        _UNSAFE_AND_FAST,
         host_based_authentication=[f"local all {PASSWORD_ROLE} scram-sha-256"],
     ) as started:
-        yield TestServer(started.host, started.port, started.bin)
+        yield TestServer(started.host, started.port, client_programs(started))
+
+
+def client_programs(server: embedded.Server) -> Path:
+    """The folder with psql and pg_dump: what npm has is the server alone."""
+    if (server.bin / "psql").exists():
+        return server.bin
+    return binaries.locate(18, folders.server_account())
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +230,7 @@ class OwnServer:
         self.database = Database(self._server.url())
 
     def _start(self) -> None:
-        self._server = embedded.start(self._folder, version=POSTGRESQL, settings=_TALKATIVE)
+        self._server = start_postgresql(POSTGRESQL, self._folder, _TALKATIVE)
 
     def restart(self, *, standby: bool = False) -> None:
         """Stop it under its clients, and start it again, perhaps as a standby server."""

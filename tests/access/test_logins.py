@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import psycopg2
 import pytest
 from conftest import POSTGRESQL
+from npm import start_postgresql
 from permissions import PAGE
 from support import AOI, TRACE, Database, insert_example_rows
 
-from langfuse_schema import embedded, migrations
+from langfuse_schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def test_jobs_side_by_side_claim_different_scores(filled: Database) -> None:
 @pytest.fixture
 def plain(scratch: Path) -> Iterator[Database]:
     """A PostgreSQL without Supabase: no API roles, an auth schema that the app made itself."""
-    with embedded.start(scratch / "plain", version=POSTGRESQL, settings={"fsync": "off"}) as server:
+    with start_postgresql(POSTGRESQL, scratch / "plain", {"fsync": "off"}) as server:
         database = Database(server.url(user="app"))
         database.execute("CREATE ROLE app LOGIN; CREATE ROLE web LOGIN", "supabase_admin")
         database.execute("ALTER DATABASE postgres OWNER TO app", "supabase_admin")
