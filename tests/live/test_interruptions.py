@@ -68,24 +68,27 @@ def assert_nothing_is_left(database: Database) -> None:
 @pytest.mark.parametrize("healed_by", ["head", "base"])
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
 def test_a_kill_at_any_statement_is_healed(
-    database: Database, direction: str, healed_by: str
+    database: Database,
+    direction: str,
+    healed_by: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     expected = undisturbed(database)
     origin, target = DIRECTIONS[direction]
     statements = statements_of(database, direction)
     points = kill_points(statements)
+    healed = 0
     for number, before in points:
         where = f"{'before' if before else 'after'} {number}: {statements[number - 1]}"
         assert kill_at(direction, database, target, number, before=before), where
         go(database, healed_by)
         assert database.catalog() == expected[healed_by], where
         assert_nothing_is_left(database)
+        healed += 1
         if healed_by != origin:
             go(database, origin)
-    print(
-        f"{direction}, {len(statements)} statements, healed by {healed_by}:"
-        f" {len(points)} of {len(points)} points"
-    )
+    what = f"of {len(points)} kills in {len(statements)} statements of {direction}"
+    record_property(f"{what}, healed by going to {healed_by}", healed)
 
 
 def kill_points(statements: list[str]) -> list[tuple[int, bool]]:
@@ -135,25 +138,31 @@ def terminate(database: Database) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
 @pytest.mark.parametrize("how", ["terminate", "cut"])
-def test_a_lost_connection_is_healed(database: Database, direction: str, how: str) -> None:
+def test_a_lost_connection_is_healed(
+    database: Database, direction: str, how: str, record_property: Callable[[str, object], None]
+) -> None:
     def disturb() -> None:
         if how == "terminate":
             terminate(database)
 
-    assert_lost_connections_are_healed(database, direction, disturb, cut=how == "cut")
+    healed = heal_lost_connections(database, direction, disturb, cut=how == "cut")
+    record_property(f"connections lost by {how} in {direction}, healed", healed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
-def test_a_restart_of_the_server_is_healed(own_server: OwnServer, direction: str) -> None:
-    assert_lost_connections_are_healed(
-        own_server.database, direction, own_server.restart, cut=False
-    )
-
-
-def assert_lost_connections_are_healed(
-    database: Database, direction: str, disturb: Callable[[], None], *, cut: bool
+def test_a_restart_of_the_server_is_healed(
+    own_server: OwnServer, direction: str, record_property: Callable[[str, object], None]
 ) -> None:
+    healed = heal_lost_connections(own_server.database, direction, own_server.restart, cut=False)
+    record_property(f"restarts of the server in {direction}, healed", healed)
+
+
+def heal_lost_connections(
+    database: Database, direction: str, disturb: Callable[[], None], *, cut: bool
+) -> int:
+    """Disturb a run at the end of each revision and in each build, heal it, and count."""
+    healed = 0
     expected = undisturbed(database)
     origin, target = DIRECTIONS[direction]
     points = milestones(statements_of(database, direction))
@@ -169,7 +178,8 @@ def assert_lost_connections_are_healed(
             go(database, healed_by)
             assert database.catalog() == expected[healed_by], statement
             assert_nothing_is_left(database)
-    print(f"{direction}: {2 * len(points)} of {2 * len(points)} points healed")
+            healed += 1
+    return healed
 
 
 @pytest.mark.parametrize(

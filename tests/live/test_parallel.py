@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ from support import (
 from langfuse_schema import locking, migrations
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import OwnServer
 
 RUNNERS = 20
@@ -64,6 +67,28 @@ def assert_one_migrates(database: Database, count: int) -> None:
 def test_one_of_four_migrates(database: Database) -> None:
     assert_one_migrates(database, 4)
     assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+
+
+def test_one_of_four_migrates_with_nothing_configured(tmp_path: Path) -> None:
+    """The embedded database of a checkout, which they also start and prepare but once."""
+    for part in ("alembic.ini", "alembic", "src"):
+        copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
+        copy(CHECKOUT / part, tmp_path / part)
+    runners = [
+        subprocess.Popen(
+            [sys.executable, "-m", "alembic", "upgrade", "head"],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(tmp_path / "src")),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    told = [runner.communicate()[1] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0] * 4, told
+    assert len([text for text in told if "Running upgrade" in text]) == 1
+    assert all("the embedded database in" in text for text in told)
+    assert not any(f"{CHECKOUT}/.langfuse-schema" in text for text in told)
 
 
 @pytest.mark.slow

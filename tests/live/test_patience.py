@@ -41,7 +41,7 @@ WRITES = {
     "reflections": f"INSERT INTO reflections (user_id, body) VALUES ('{AOI}', 'x')",
     # Of another user each time, so that two holders do not wait for each other.
     "auth.users": "UPDATE auth.users SET email = email WHERE id ="
-    " (SELECT id FROM auth.users LIMIT 1 FOR UPDATE SKIP LOCKED)",
+    " (SELECT id FROM auth.users LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)",
 }
 CANARIES = WRITES | {"auth.users": "SELECT count(*) FROM auth.users"}
 
