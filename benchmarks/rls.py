@@ -12,22 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
-import statistics
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy as sa
+from shared import Row, Sample, engine_of, execute, own_server
 
 from langfuse_schema import embedded, migrations, tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import sqlalchemy as sa
 
 FULL_SIZE = 2_000_000
 FEWEST, SOME, MANY = 20, 1_000, 50_000
@@ -38,15 +37,7 @@ BATCH = 100
 MAXIMUM_RUNS, MINIMUM_RUNS, SECONDS = 200, 5, 1.0
 """How often a statement is measured: as often as fits into the seconds, within bounds."""
 
-SETTINGS = {
-    "shared_buffers": "2GB",
-    "fsync": "off",
-    "synchronous_commit": "off",
-    "full_page_writes": "off",
-    "max_wal_size": "8GB",
-    # A vacuum in the middle of a measurement measures the vacuum.
-    "autovacuum": "off",
-}
+SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "8GB"}
 
 FILL = """
 CREATE FUNCTION pg_temp.key(kind text, number bigint) RETURNS uuid LANGUAGE sql IMMUTABLE
@@ -140,11 +131,55 @@ WEAK_FOR_MANY = ("one trace's scores", "latest 20 scores")
 
 @dataclass
 class Figures:
-    """Medians in milliseconds by (question, number of traces of the user)."""
+    """Milliseconds by (question, number of traces of the user)."""
 
-    plan: dict[tuple[str, int], float] = field(default_factory=dict)
-    ours: dict[tuple[str, int], float] = field(default_factory=dict)
-    floor: dict[tuple[str, int], float] = field(default_factory=dict)
+    plan: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    ours: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    floor: dict[tuple[str, int], Sample] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured in one database.
+
+    Attributes:
+        traces: how many there are, and as many scores.
+        figures: of the users' questions.
+        claims: of the queue: the plan's indexes, ours, and a table of the pending alone.
+        claim_plan: PostgreSQL's plan of ours.
+        upserts: of the rate limit: the plan's tables, and ours.
+    """
+
+    traces: int
+    figures: Figures
+    claims: tuple[Sample, ...]
+    claim_plan: str
+    upserts: tuple[Sample, ...]
+
+    def rows(self) -> Iterator[Row]:
+        """The lines of a table, against the plan and against the floor."""
+        for (name, traces), ours in self.figures.ours.items():
+            parameters = {"question": name, "traces": traces, "rows": self.traces}
+            what = f"{name}, user of {traces:,} traces, {self.traces:,} rows, ms"
+            plan, floor = self.figures.plan[name, traces], self.figures.floor[name, traces]
+            yield Row(what, "the plan's policies", plan, ours, parameters)
+            yield Row(what, "filtered by hand", floor, ours, parameters)
+        without, with_index, floor = self.claims
+        what = f"claim of {BATCH} pending, {self.traces:,} rows, ms"
+        yield Row(what, "the plan's indexes", without, with_index, {"rows": self.traces})
+        yield Row(what, "a table of the pending alone", floor, with_index, {"rows": self.traces})
+        what = f"rate limit upsert, {self.traces // 20:,} rows, ms"
+        yield Row(what, "the plan's tables", *self.upserts, {"rows": self.traces // 20})
+
+    def missed_limits(self) -> list[str]:
+        """Say which limits are missed."""
+        missed = list(missed_limits(self.figures, self.traces))
+        _, with_index, floor = (sample.median for sample in self.claims)
+        if with_index > 2 * floor:
+            missed.append(f"claim: {with_index:.2f} ms is more than twice {floor:.2f} ms")
+        if "Sort" in self.claim_plan or "idx_langfuse_scores_pending" not in self.claim_plan:
+            missed.append("claim: not the partial index alone")
+        return missed
 
 
 def main() -> None:
@@ -158,80 +193,75 @@ def main() -> None:
     for version in options.postgresql:
         for traces in options.traces:
             print(f"\nPostgreSQL {version}, {traces:,} traces, {traces:,} scores\n", flush=True)
+            result = measure(version, traces, options.directory)
+            print_result(result)
             missed += [
-                f"PostgreSQL {version}, {traces:,}: {limit}"
-                for limit in measure(version, traces, options.directory)
+                f"PostgreSQL {version}, {traces:,}: {limit}" for limit in result.missed_limits()
             ]
     print("\n" + "\n".join(["missed:", *missed] if missed else ["every limit is held"]))
     sys.exit(bool(missed))
 
 
-def measure(version: int, traces: int, directory: Path | None) -> list[str]:
-    """Fill a database, measure all questions, print them, and say which limits are missed."""
-    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-benchmark-", dir=directory))
-    folder.chmod(0o755)
-    try:
-        with embedded.start(folder / "server", version=version, settings=SETTINGS) as server:
-            plan, ours = engine_of(server, "postgres"), engine_of(server, "ours")
-            embedded.prepare(plan.url, example_rows=False)
-            migrations.upgrade(plan.url, tables.POLICIES)
-            with plan.connect() as connection:
-                sent = traces - traces // PENDING_SHARE
-                numbers = {"many": MANY, "some": SOME, "fewest": FEWEST, "sent": sent}
-                run(connection, FILL.format(traces=traces, **numbers))
-                run(connection, "VACUUM ANALYZE")
-            with engine_of(server, "template1").connect() as connection:
-                run(connection, "CREATE DATABASE ours TEMPLATE postgres")
-            migrations.upgrade(ours.url)
-            return compare(plan, ours, traces)
-    finally:
-        shutil.rmtree(folder)
+def measure(version: int, traces: int, directory: Path | None, seconds: float = SECONDS) -> Result:
+    """Fill a database and measure all questions.
+
+    Arguments:
+        version: PostgreSQL's major version, 18 or 16.
+        traces: how many traces there are to be, and as many scores.
+        directory: where the database is made; where temporary files are if None.
+        seconds: for how long each statement is repeated.
+    """
+    with own_server(version, directory, **SETTINGS) as server:
+        plan, ours = engine_of(server, "postgres"), engine_of(server, "ours")
+        embedded.prepare(plan.url, example_rows=False)
+        migrations.upgrade(plan.url, tables.POLICIES)
+        many, some, fewest = users_of(traces)
+        with plan.connect() as connection:
+            sent = traces - traces // PENDING_SHARE
+            numbers = {"many": many, "some": some, "fewest": fewest, "sent": sent}
+            execute(connection, FILL.format(traces=traces, **numbers))
+            execute(connection, "VACUUM ANALYZE")
+        with engine_of(server, "template1").connect() as connection:
+            execute(connection, "CREATE DATABASE ours TEMPLATE postgres")
+        migrations.upgrade(ours.url)
+        return compare(plan, ours, traces, seconds)
 
 
-def engine_of(server: embedded.Server, database: str) -> sa.Engine:
-    """Connect to a database as the tables' owner, each statement by itself."""
-    url = server.url(database)
-    return sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+def users_of(traces: int) -> tuple[int, int, int]:
+    """How many traces the users 0, 1 and 2 have; fewer only where there are few in all."""
+    return min(MANY, traces // 4), min(SOME, traces // 20), min(FEWEST, traces // 100)
 
 
-def run(connection: sa.Connection, sql: str) -> None:
-    """Run statements as they are."""
-    connection.exec_driver_sql(sql.replace("%", "%%"))
-
-
-def compare(plan: sa.Engine, ours: sa.Engine, among: int) -> list[str]:
+def compare(plan: sa.Engine, ours: sa.Engine, among: int, seconds: float) -> Result:
     """Measure in turn the plan's policies, ours and the floor: a busy moment is busy for all."""
     with ExitStack() as opened:
         before, user, owner = (opened.enter_context(e.connect()) for e in (plan, ours, ours))
         old_owner = opened.enter_context(plan.connect())
-        run(owner, "VACUUM ANALYZE public.langfuse_scores")
-        run(owner, "VACUUM ANALYZE public.langfuse_traces")
-        run(owner, ONLY_PENDING)
-        run(owner, "VACUUM ANALYZE public.only_pending")
-        figures = ask_all(before, user, owner)
-        shown = explain(owner, CLAIM.format(table="langfuse_scores"))
+        execute(owner, "VACUUM ANALYZE public.langfuse_scores")
+        execute(owner, "VACUUM ANALYZE public.langfuse_traces")
+        execute(owner, ONLY_PENDING)
+        execute(owner, "VACUUM ANALYZE public.only_pending")
+        figures = ask_all(before, user, owner, users_of(among), seconds)
         claim = CLAIM.format(table="langfuse_scores")
+        shown = explain(owner, claim)
         only_pending = (owner, CLAIM.format(table="only_pending"))
-        without, with_index, floor = median([(old_owner, claim), (owner, claim), only_pending])
+        claims = repeat([(old_owner, claim), (owner, claim), only_pending], seconds)
         for connection in (old_owner, owner):
             connection.exec_driver_sql("SET ROLE service_role")
-        upsert_before, upsert_after = median([(old_owner, UPSERT), (owner, UPSERT)])
-    print_questions(figures)
-    print(f"\nclaim of {BATCH} pending: {without:.2f} ms without the index, {with_index:.2f} ms")
-    print(f"with it, {floor:.2f} ms from a table of the pending alone; its plan:\n{shown}")
-    print(f"rate limit upsert: {upsert_before:.2f} ms before, {upsert_after:.2f} ms after")
-    limits = list(missed_limits(figures, among))
-    if with_index > 2 * floor:
-        limits.append(f"claim: {with_index:.2f} ms is more than twice {floor:.2f} ms")
-    if "Sort" in shown or "idx_langfuse_scores_pending" not in shown:
-        limits.append("claim: not the partial index alone")
-    return limits
+        upserts = repeat([(old_owner, UPSERT), (owner, UPSERT)], seconds)
+    return Result(among, figures, tuple(claims), shown, tuple(upserts))
 
 
-def ask_all(before: sa.Connection, user: sa.Connection, owner: sa.Connection) -> Figures:
+def ask_all(
+    before: sa.Connection,
+    user: sa.Connection,
+    owner: sa.Connection,
+    users: tuple[int, int, int],
+    seconds: float,
+) -> Figures:
     """Ask every question as each of the three users, and by hand as the owner."""
     figures = Figures()
-    for number, traces in enumerate((MANY, SOME, FEWEST)):
+    for number, traces in enumerate(users):
         key = owner.exec_driver_sql(f"SELECT md5('user{number}')::uuid").scalar()
         trace = owner.exec_driver_sql(
             "SELECT trace_id FROM public.langfuse_traces"
@@ -249,32 +279,36 @@ def ask_all(before: sa.Connection, user: sa.Connection, owner: sa.Connection) ->
         for question in QUESTIONS:
             statements = [(before, question.asked), (user, question.asked)]
             statements += [(owner, sql) for sql in question.by_hand]
-            plan, ours, *by_hand = median(
-                [(who, sql.format(user=key, trace=trace)) for who, sql in statements]
+            plan, ours, *by_hand = repeat(
+                [(who, sql.format(user=key, trace=trace)) for who, sql in statements], seconds
             )
             asked = (question.name, traces)
             figures.plan[asked], figures.ours[asked] = plan, ours
-            figures.floor[asked] = min(by_hand)
+            figures.floor[asked] = min(by_hand, key=lambda sample: sample.median)
         for connection in (before, user):
             connection.exec_driver_sql("RESET ROLE")
     return figures
 
 
-def median(statements: Sequence[tuple[sa.Connection, str]]) -> list[float]:
+def repeat(statements: Sequence[tuple[sa.Connection, str]], seconds: float) -> list[Sample]:
     """Run statements in turn, many times, each rolled back.
 
+    Arguments:
+        statements: each with its connection.
+        seconds: for how long, times the number of statements.
+
     Returns:
-        The median time of each, in milliseconds, the fetching of its rows included.
+        The times of each, in milliseconds, the fetching of its rows included.
     """
     times: list[list[float]] = [[] for _ in statements]
-    stop = time.perf_counter() + SECONDS * len(statements)
+    stop = time.perf_counter() + seconds * len(statements)
     runs = 0
     while runs <= MINIMUM_RUNS or (runs <= MAXIMUM_RUNS and time.perf_counter() < stop):
         for taken, (connection, sql) in zip(times, statements, strict=True):
             taken.append(once(connection, sql))
         runs += 1
     # The first run is for the caches.
-    return [statistics.median(taken[1:]) for taken in times]
+    return [Sample(tuple(taken[1:])) for taken in times]
 
 
 def once(connection: sa.Connection, sql: str) -> float:
@@ -296,20 +330,29 @@ def explain(connection: sa.Connection, sql: str) -> str:
     return "\n".join(f"  {row}" for row in rows)
 
 
-def print_questions(figures: Figures) -> None:
+def print_result(result: Result) -> None:
     """Print the table of medians and ratios."""
+    figures = result.figures
     print(f"{'question':<20}{'traces':>8}{'plan':>10}{'ours':>10}{'floor':>10}", end="")
     print(f"{'ours/floor':>12}{'plan/ours':>11}")
-    for (name, traces), ours in figures.ours.items():
-        plan, floor = figures.plan[name, traces], figures.floor[name, traces]
+    for asked, sample in figures.ours.items():
+        name, traces = asked
+        ours, plan, floor = (s.median for s in (sample, figures.plan[asked], figures.floor[asked]))
         print(f"{name:<20}{traces:>8}{plan:>10.2f}{ours:>10.2f}{floor:>10.2f}", end="")
         print(f"{ours / floor:>12.1f}{plan / ours:>11.1f}")
+    without, with_index, floor = (sample.median for sample in result.claims)
+    before, after = (sample.median for sample in result.upserts)
+    print(f"\nclaim of {BATCH} pending: {without:.2f} ms without the index, {with_index:.2f} ms")
+    print(f"with it, {floor:.2f} ms from a table of the pending alone; its plan:")
+    print(result.claim_plan)
+    print(f"rate limit upsert: {before:.2f} ms before, {after:.2f} ms after")
 
 
 def missed_limits(figures: Figures, among: int) -> Iterator[str]:
     """Say which figures are beyond what we promise."""
-    for (name, traces), ours in figures.ours.items():
-        plan, floor = figures.plan[name, traces], figures.floor[name, traces]
+    for (name, traces), sample in figures.ours.items():
+        ours = sample.median
+        plan, floor = figures.plan[name, traces].median, figures.floor[name, traces].median
         described = f"{name} of {traces:,}: {ours:.2f} ms"
         limit = max(2 * floor, floor + 0.5)
         if name == "insert, prepared" or (name == "all scores" and traces == FEWEST):
