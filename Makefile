@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check matrix clean
+.PHONY: demo test test-slow check matrix benchmark clean
 
 ## demo: migrate the embedded database, and show what came of it
 demo: .venv/embedded.stamp
@@ -29,6 +29,10 @@ check: .venv/dev.stamp
 matrix: .venv/dev.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check 'tox>=4.25'
 	$(BIN)/tox
+
+## benchmark: what it costs and saves, beside a bare Alembic project and the plan's SQL
+benchmark: .venv/dev.stamp
+	$(BIN)/python benchmarks/compare.py
 
 ## clean: remove the virtual environment and the embedded database
 clean:

@@ -1,0 +1,158 @@
+"""How the tables and what is asked of them grow, measured and never extrapolated.
+
+    python benchmarks/scaling.py [--rows 10000 100000 1000000 10000000] [--json FILE]
+
+Fills langfuse_traces, langfuse_scores and rate_limit_logs with so many rows each: 20 traces of
+each user, one score of each trace, input and output of about 20 characters. What longer texts
+add is their own length; beyond 2 kB PostgreSQL compresses them or puts them aside. Prints tables
+in Markdown: bytes of a row, and medians in milliseconds, asked by one user after the other.
+
+10,000,000 rows take about 15 GB in --directory. Without them it takes a few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import growth
+from growth import ALL_SCORES, FLOORS, QUESTIONS, Asker
+from shared import (
+    Sample,
+    clone,
+    engine_of,
+    milliseconds,
+    own_server,
+    print_elapsed,
+    server_version,
+    surroundings,
+    write_json,
+)
+
+from langfuse_schema import embedded, migrations, tables
+from langfuse_schema.verify import verify
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from langfuse_schema.embedded import Server
+
+SETTINGS = {
+    "shared_buffers": "2GB",
+    "maintenance_work_mem": "512MB",
+    # What is filled and reindexed needs no log: nobody recovers it.
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "2GB",
+}
+
+AT_PLAN, BY_HAND = "the plan's schema: ", "filtered by hand: "
+"""Before the name of a question: who else answers it."""
+
+INDEXES_LINE = "build the indexes of 20261123000002, online"
+RETENTION_LINE = "delete old traces in batches, traces a second"
+
+
+def main() -> int:
+    """Measure each size, and print the tables."""
+    options = arguments()
+    began = time.monotonic()
+    with own_server(options.postgresql, options.directory, **SETTINGS) as server:
+        content = surroundings(server_version(server))
+        embedded.prepare(server.url(), example_rows=False)
+        migrations.upgrade(server.url(), tables.POLICIES)
+        content["sizes"] = [measure(server, rows, options.seconds) for rows in sorted(options.rows)]
+    print_tables(content)
+    write_json(options.json, content)
+    print_elapsed(began)
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each question")
+    parser.add_argument("--postgresql", type=int, default=18)
+    parser.add_argument("--directory", type=Path, help="where the databases are; a temporary one")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
+    options = parser.parse_args()
+    if min(options.rows) < growth.DAYS * growth.TRACES_OF_A_USER:
+        parser.error(f"at least {growth.DAYS * growth.TRACES_OF_A_USER:,} rows are needed")
+    return options
+
+
+def measure(server: Server, rows: int, seconds: float) -> dict[str, Any]:
+    """Measure a database with so many rows: first as the plan has it, then as we do.
+
+    Arguments:
+        server: whose database `postgres` is at the plan's last revision, without rows.
+        rows: of each table.
+        seconds: for how long each question is asked.
+    """
+    with clone(server, f"with_{rows}_rows") as database:
+        begin = time.monotonic()
+        growth.fill(server, database, rows)
+        filled = time.monotonic() - begin
+        print(f"{rows:,} rows are there after {filled:.0f} s", file=sys.stderr, flush=True)
+        engine = engine_of(server, database)
+        asker = Asker(engine, rows, seconds)
+        of_plan = asker.ask_all(tuple(question for question in QUESTIONS if question.at_plan))
+        migrations.upgrade(engine.url, tables.HARDENED)
+        built = Sample((milliseconds(lambda: migrations.upgrade(engine.url, tables.HOT_PATHS)),))
+        with engine.connect() as connection:
+            size = growth.bytes_per_row(connection, rows)
+        floor = min((asker.ask(by_hand) for by_hand in FLOORS), key=lambda sample: sample.median)
+        samples = {
+            **asker.ask_all(QUESTIONS),
+            **{AT_PLAN + name: sample for name, sample in of_plan.items()},
+            BY_HAND + ALL_SCORES: floor,
+            "verify": asker.repeat(lambda: milliseconds(lambda: check(engine))),
+            INDEXES_LINE: built,
+            RETENTION_LINE: asker.delete_old(),
+        }
+    return {
+        "rows": rows,
+        "seconds_to_fill": round(filled, 1),
+        "bytes_per_row": size,
+        "figures": {name: sample.as_json() for name, sample in samples.items()},
+    }
+
+
+def check(engine: sa.Engine) -> None:
+    """Verify the database: filling it has gone behind PostgreSQL's back."""
+    differences = verify(engine.url)
+    if differences:
+        raise SystemExit("\n".join(str(difference) for difference in differences))
+
+
+def print_tables(content: dict[str, Any]) -> None:
+    """Print what was measured, in Markdown."""
+    sizes = content["sizes"]
+    columns = [f"{size['rows']:,}" for size in sizes]
+    versions = ", ".join(f"{name} {found}" for name, found in content["versions"].items())
+    print(f"{content['date']}, {content['machine']}, {versions}\n")
+    print_line("bytes of a row", *columns)
+    print_line("---", *("---:" for _ in columns))
+    for table in growth.TABLES:
+        for part, name in (("heap", table), ("indexes", f"{table}: all its indexes")):
+            print_line(name, *(f"{size['bytes_per_row'][table][part]:.0f}" for size in sizes))
+    print()
+    print_line("median in milliseconds, if not said otherwise", *columns)
+    print_line("---", *("---:" for _ in columns))
+    for name in sizes[0]["figures"]:
+        print_line(name, *(f"{size['figures'][name]['median']:,.4g}" for size in sizes))
+
+
+def print_line(*cells: str) -> None:
+    """Print a line of a table."""
+    print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
