@@ -64,9 +64,12 @@ def main() -> int:
         content = surroundings(server_version(server))
         embedded.prepare(server.url(), example_rows=False)
         migrations.upgrade(server.url(), tables.POLICIES)
-        content["sizes"] = [measure(server, rows, options.seconds) for rows in sorted(options.rows)]
+        content["sizes"] = []
+        for rows in sorted(options.rows):
+            content["sizes"].append(measure(server, rows, options.seconds))
+            # Size by size: what has taken minutes is not lost if a larger one does not fit.
+            write_json(options.json, content)
     print_tables(content)
-    write_json(options.json, content)
     print_elapsed(began)
     return 0
 

@@ -142,11 +142,11 @@ def print_rows(rows: Sequence[Row]) -> None:
         (row.what, row.against, row.other.as_text(), row.ours.as_text(), f"{row.ratio:.2g}")
         for row in rows
     ]
-    widths = [max(len(line[n]) for line in (heads, *lines)) for n in range(len(heads))]
-    for line in (heads, tuple("-" * width for width in widths), *lines):
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    for line in (heads, ["-" * width for width in widths], *lines):
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    print(flush=True)
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Sample]:
@@ -285,6 +285,7 @@ def _processor() -> str:
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
     """Write figures into a file, if one is asked for."""
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, ensure_ascii=False)
         file.write_text(text + "\n", encoding="utf-8")
 

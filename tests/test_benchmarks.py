@@ -1,0 +1,109 @@
+"""The benchmarks still run, and what they compare us with does what we do. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from support import CHECKOUT, Database, run
+
+from langfuse_schema import migrations
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BENCHMARKS = CHECKOUT / "benchmarks"
+
+
+def benchmark(name: str, *arguments: str) -> str:
+    """Run a benchmark with success; what it printed."""
+    outcome = run(sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments)
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
+
+
+def test_the_bare_project_makes_what_our_revisions_make(
+    database: Database, second_database: Database, tmp_path: Path
+) -> None:
+    write = "import sys, pathlib, bare; print(bare.make(pathlib.Path(sys.argv[1])))"
+    made = run(sys.executable, "-c", write, str(tmp_path), PYTHONPATH=str(BENCHMARKS))
+    assert made.code == 0, made.stderr
+    upgraded = run(
+        *(sys.executable, "-m", "alembic", "-c", made.stdout.strip(), "upgrade", "head"),
+        DATABASE_URL=database.text,
+    )
+    assert upgraded.code == 0, upgraded.stderr
+    migrations.upgrade(second_database.url)
+    bare, ours = (
+        {
+            name: table
+            for name, table in found.catalog().tables.items()
+            if table.name != "alembic_version"
+        }
+        for found in (database, second_database)
+    )
+    assert bare == ours
+
+
+@pytest.mark.slow
+def test_the_comparison_runs(scratch: Path, tmp_path: Path) -> None:
+    file = tmp_path / "compare.json"
+    printed = benchmark(
+        "compare",
+        *("--no-limits", "--runs", "1", "--rows", "1000", "2000", "--live-runs", "1"),
+        *("--before", "0.5", "--traces", "2000", "--seconds", "0.01"),
+        *("--directory", str(scratch), "--json", str(file)),
+    )
+    assert "upgrade head, empty database, in-process" in printed
+    content = json.loads(file.read_text())
+    assert {row["rows"] for row in content["rows"] if row.get("figure") == "stall"} == {1000, 2000}
+    assert all(row["ours"]["median"] > 0 for row in content["rows"])
+    assert len(content["limits"]) > 5
+
+
+@pytest.mark.slow
+def test_the_limits_decide_the_exit_code(scratch: Path) -> None:
+    """So few rows that no index is worth its reading, which the limits of rls.py expect."""
+    outcome = run(
+        *(sys.executable, str(BENCHMARKS / "compare.py"), "--parts", "rls"),
+        *("--traces", "2000", "--seconds", "0.01", "--directory", str(scratch)),
+    )
+    assert outcome.code == 1, outcome.stderr
+    assert "MISSED  claim: not the partial index alone" in outcome.stdout
+
+
+def measure_growth(scratch: Path, file: Path) -> str:
+    """Run scaling.py with few rows."""
+    return benchmark(
+        "scaling",
+        *("--rows", "2000", "4000", "--seconds", "0.01"),
+        *("--directory", str(scratch), "--json", str(file)),
+    )
+
+
+@pytest.mark.slow
+def test_the_growth_is_measured(scratch: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scaling.json"
+    assert "| bytes of a row | 2,000 | 4,000 |" in measure_growth(scratch, file)
+    sizes = json.loads(file.read_text())["sizes"]
+    assert [size["rows"] for size in sizes] == [2000, 4000]
+    assert all(figure["median"] > 0 for size in sizes for figure in size["figures"].values())
+
+
+@pytest.mark.slow
+def test_the_same_figures_give_the_same_pictures(scratch: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    measure_growth(scratch, tmp_path / "scaling.json")
+    benchmark(
+        "compare",
+        *("--no-limits", "--parts", "live", "--rows", "1000", "2000", "--live-runs", "1"),
+        *("--before", "0.5", "--directory", str(scratch)),
+        *("--json", str(tmp_path / "compare.json")),
+    )
+    drawn = []
+    for _ in range(2):
+        benchmark("plot", "--directory", str(tmp_path))
+        drawn.append([(tmp_path / name).read_bytes() for name in ("stall.svg", "own-scores.svg")])
+    assert drawn[0] == drawn[1]
