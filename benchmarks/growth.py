@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import rls
+import questions
 from shared import Sample, engine_of, execute
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ SUSPEND = """UPDATE pg_index SET indisready = false, indisvalid = false
 
 
 @dataclass(frozen=True)
-class Question:
+class Statement:
     """A statement that an app sends all the time, by one user after the other.
 
     Attributes:
-        name: of the question.
-        sql: with {user}, {trace}, {recent}.
+        name: in the tables.
+        sql: with {user} and {trace}, whose trace it is.
         role: of the Data API that asks; the tables' owner if None.
         at_plan: whether the plan's own schema is asked too.
     """
@@ -75,26 +75,29 @@ class Question:
     at_plan: bool = False
 
 
-_ALL_SCORES = rls.QUESTIONS[0]
+_ALL_SCORES = questions.QUESTIONS[0]
 
-ALL_SCORES, CLAIM, DELETE_OLD_LOGS = (
-    "all my scores, user of 20 traces",
-    f"claim {rls.BATCH} pending scores",
-    "delete a day of old rate_limit_logs",
-)
+ALL_SCORES = f"all my scores, user of {TRACES_OF_A_USER} traces"
 
-QUESTIONS = (
-    Question(
+STATEMENTS = (
+    Statement(
         "insert a trace",
         """INSERT INTO public.langfuse_traces
           (trace_id, entity_type, entity_id, user_id, input, output)
           VALUES (gen_random_uuid(), 'reflection', gen_random_uuid(), '{user}', 'in', 'out')""",
     ),
-    Question("insert a score", rls.INSERT),
-    Question(ALL_SCORES, _ALL_SCORES.asked, "authenticated", at_plan=True),
-    Question("my latest 20 traces", rls.LATEST_TRACES.format(""), "authenticated", at_plan=True),
-    Question(CLAIM, rls.CLAIM.format(table="langfuse_scores"), "service_role", at_plan=True),
-    Question(
+    Statement("insert a score", questions.INSERT),
+    Statement(ALL_SCORES, _ALL_SCORES.asked, "authenticated", at_plan=True),
+    Statement(
+        "my latest 20 traces", questions.LATEST_TRACES.format(""), "authenticated", at_plan=True
+    ),
+    Statement(
+        f"claim {questions.BATCH} pending scores",
+        questions.CLAIM.format(table="langfuse_scores"),
+        "service_role",
+        at_plan=True,
+    ),
+    Statement(
         "count a request (upsert)",
         """INSERT INTO public.rate_limit_logs AS log (user_id, endpoint, window_start)
           VALUES ('{user}', '/chat', date_trunc('minute', now()))
@@ -102,20 +105,20 @@ QUESTIONS = (
           DO UPDATE SET request_count = log.request_count + 1 RETURNING request_count""",
         "service_role",
     ),
-    Question(
+    Statement(
         "delete a trace with its score",
         "DELETE FROM public.langfuse_traces WHERE trace_id = '{trace}'",
     ),
-    Question("delete a user with everything", "DELETE FROM auth.users WHERE id = '{user}'"),
-    Question(
-        DELETE_OLD_LOGS,
+    Statement("delete a user with everything", "DELETE FROM auth.users WHERE id = '{user}'"),
+    Statement(
+        "delete a day of old rate_limit_logs",
         f"""DELETE FROM public.rate_limit_logs
           WHERE window_start < now() - interval '{DAYS - 1} days'""",
         "service_role",
     ),
 )
 
-FLOORS = tuple(Question(ALL_SCORES, sql) for sql in _ALL_SCORES.by_hand)
+FLOORS = tuple(Statement(ALL_SCORES, sql) for sql in _ALL_SCORES.by_hand)
 """All scores of a user, filtered by hand by the owner, to whom no policy applies."""
 
 RETENTION = """DELETE FROM public.langfuse_traces WHERE id IN (
@@ -170,6 +173,10 @@ def bytes_per_row(connection: sa.Connection, rows: int) -> dict[str, dict[str, f
     return found
 
 
+FEWEST, MOST = 3, 200
+"""How often a statement is run; more inserts rolled back would make a small table another one."""
+
+
 @dataclass(frozen=True)
 class Asker:
     """One after the other, users ask.
@@ -177,44 +184,42 @@ class Asker:
     Attributes:
         engine: of the database.
         rows: of each table.
-        seconds: for how long a question is repeated, at least `minimum` times.
-        minimum: how often a question is asked at least.
+        seconds: for how long a statement is repeated, within bounds.
     """
 
     engine: sa.Engine
     rows: int
     seconds: float
-    minimum: int = 3
 
-    def ask(self, question: Question) -> Sample:
-        """Ask a question as one user after the other, each time rolled back.
+    def ask(self, statement: Statement) -> Sample:
+        """Run a statement as one user after the other, each time rolled back.
 
         Returns:
             Milliseconds, the fetching of the rows included.
         """
-        chosen = random.Random(question.name)  # noqa: S311 - no secret
+        chosen = random.Random(statement.name)  # noqa: S311 - no secret
         with self.engine.connect() as connection:
-            if question.role:
-                execute(connection, f"SET ROLE {question.role}")
+            if statement.role:
+                execute(connection, f"SET ROLE {statement.role}")
 
-            def once() -> float:
+            def as_someone() -> float:
                 subject = _someone(chosen, self.rows)
-                claims = json.dumps({"sub": subject["user"], "role": question.role})
+                claims = json.dumps({"sub": subject["user"], "role": statement.role})
                 execute(connection, f"SELECT set_config('request.jwt.claims', '{claims}', false)")
-                return rls.once(connection, question.sql.format(**subject))
+                return questions.ask(connection, statement.sql.format(**subject))
 
-            return self.repeat(once)
+            return self.repeat(as_someone)
 
-    def ask_all(self, questions: tuple[Question, ...]) -> Mapping[str, Sample]:
-        """Ask each question."""
-        return {question.name: self.ask(question) for question in questions}
+    def ask_all(self, statements: tuple[Statement, ...]) -> Mapping[str, Sample]:
+        """Run each statement by itself."""
+        return {statement.name: self.ask(statement) for statement in statements}
 
     def repeat(self, once: Callable[[], float]) -> Sample:
-        """Repeat as often as fits, after once for the caches."""
-        once()
+        """Repeat as often as fits."""
+        once()  # for the caches
         taken = []
         stop = time.perf_counter() + self.seconds
-        while len(taken) < self.minimum or time.perf_counter() < stop:
+        while len(taken) < FEWEST or (len(taken) < MOST and time.perf_counter() < stop):
             taken.append(once())
         return Sample(tuple(taken))
 

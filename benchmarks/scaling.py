@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import growth
-from growth import ALL_SCORES, FLOORS, QUESTIONS, Asker
+from growth import ALL_SCORES, FLOORS, STATEMENTS, Asker
 from shared import (
     Sample,
     clone,
@@ -50,7 +50,7 @@ SETTINGS = {
 }
 
 AT_PLAN, BY_HAND = "the plan's schema: ", "filtered by hand: "
-"""Before the name of a question: who else answers it."""
+"""Before the name of a statement: who else runs it."""
 
 INDEXES_LINE = "build the indexes of 20261123000002, online"
 RETENTION_LINE = "delete old traces in batches, traces a second"
@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each question")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each statement")
     parser.add_argument("--postgresql", type=int, default=18)
     parser.add_argument("--directory", type=Path, help="where the databases are; a temporary one")
     parser.add_argument("--json", type=Path, help="a file for all figures")
@@ -96,7 +96,7 @@ def measure(server: Server, rows: int, seconds: float) -> dict[str, Any]:
     Arguments:
         server: whose database `postgres` is at the plan's last revision, without rows.
         rows: of each table.
-        seconds: for how long each question is asked.
+        seconds: for how long each statement is repeated.
     """
     with clone(server, f"with_{rows}_rows") as database:
         begin = time.monotonic()
@@ -105,14 +105,14 @@ def measure(server: Server, rows: int, seconds: float) -> dict[str, Any]:
         print(f"{rows:,} rows are there after {filled:.0f} s", file=sys.stderr, flush=True)
         engine = engine_of(server, database)
         asker = Asker(engine, rows, seconds)
-        of_plan = asker.ask_all(tuple(question for question in QUESTIONS if question.at_plan))
+        of_plan = asker.ask_all(tuple(statement for statement in STATEMENTS if statement.at_plan))
         migrations.upgrade(engine.url, tables.HARDENED)
         built = Sample((milliseconds(lambda: migrations.upgrade(engine.url, tables.HOT_PATHS)),))
         with engine.connect() as connection:
             size = growth.bytes_per_row(connection, rows)
         floor = min((asker.ask(by_hand) for by_hand in FLOORS), key=lambda sample: sample.median)
         samples = {
-            **asker.ask_all(QUESTIONS),
+            **asker.ask_all(STATEMENTS),
             **{AT_PLAN + name: sample for name, sample in of_plan.items()},
             BY_HAND + ALL_SCORES: floor,
             "verify": asker.repeat(lambda: milliseconds(lambda: check(engine))),
