@@ -9,7 +9,7 @@ from langfuse_schema import migrations
 
 def configure(**options: Any) -> None:  # noqa: ANN401 - passed on to Alembic as they are
     """Configure Alembic with what online and offline mode share, and what each adds."""
-    context.configure(**migrations.shared_options(), **options)
+    context.configure(**migrations.shared_options(context), **options)
 
 
 migrations.configure_logging(context.config)

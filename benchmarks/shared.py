@@ -164,11 +164,16 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], runs: int) -> dict[st
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a process: nothing of this one that could choose a database."""
+    """The environment of a process: nothing of this one that could choose a database.
+
+    Bytecode is kept, as pip keeps it of what it installs: otherwise a checkout is compiled anew
+    by every process, and the libraries are not.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name != "DATABASE_URL" and not name.startswith(("PG", "ALEMBIC"))
+        if name not in ("DATABASE_URL", "PYTHONDONTWRITEBYTECODE")
+        and not name.startswith(("PG", "ALEMBIC"))
     }
     return kept | changes
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -142,85 +142,90 @@ class Catalog:
     functions: dict[str, str] = field(default_factory=dict)
 
 
-_OURS_OR_ALL = """
-    n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+_TABLES = text(
+    """
+    SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
+           pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
+           c.relispartition,
+           ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits AS i
+                 JOIN pg_class AS p ON p.oid = i.inhparent
+                 JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+                 WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents,
+           ARRAY(SELECT hn.nspname || '.' || h.relname FROM pg_inherits AS i
+                 JOIN pg_class AS h ON h.oid = i.inhrelid
+                 JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
+                 WHERE i.inhparent = c.oid ORDER BY 1) AS children
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+    AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
     AND (CAST(:names AS text[]) IS NULL OR n.nspname || '.' || c.relname = ANY (:names))
-"""
+    ORDER BY n.nspname, c.relname"""
+)
 
-_FROM = "FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-
-_QUERIES = {
-    "tables": f"""
-        SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-               pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
-               c.relispartition,
-               ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits AS i
-                     JOIN pg_class AS p ON p.oid = i.inhparent
-                     JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
-                     WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents,
-               ARRAY(SELECT hn.nspname || '.' || h.relname FROM pg_inherits AS i
-                     JOIN pg_class AS h ON h.oid = i.inhrelid
-                     JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
-                     WHERE i.inhparent = c.oid ORDER BY 1) AS children
-        {_FROM} WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}
-        ORDER BY n.nspname, c.relname""",
-    "columns": f"""
-        SELECT c.oid, a.attname, format_type(a.atttypid, a.atttypmod) || coalesce(
+# What hangs on tables, by the kind of thing; the first column is the table.
+_PARTS = {
+    "columns": """
+        SELECT a.attrelid, a.attname, format_type(a.atttypid, a.atttypmod) || coalesce(
                    (SELECT ' COLLATE ' || l.oid::regcollation::text FROM pg_collation AS l
                     JOIN pg_type AS t ON t.oid = a.atttypid
                     WHERE l.oid = a.attcollation AND l.oid <> t.typcollation), ''),
                NOT a.attnotnull OR EXISTS (SELECT FROM pg_constraint AS k
-                   WHERE k.conrelid = c.oid AND k.contype = 'n' AND NOT k.convalidated
+                   WHERE k.conrelid = a.attrelid AND k.contype = 'n' AND NOT k.convalidated
                    AND k.conkey = ARRAY[a.attnum]),
                pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text || a.attidentity::text
-        {_FROM} JOIN pg_attribute AS a ON a.attrelid = c.oid
+        FROM pg_attribute AS a
         LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-        AND {_OURS_OR_ALL} ORDER BY c.oid, a.attnum""",
+        WHERE a.attrelid = ANY (CAST(:tables AS oid[])) AND a.attnum > 0 AND NOT a.attisdropped
+        ORDER BY a.attrelid, a.attnum""",
     # PostgreSQL 18 lists NOT NULL among the constraints; the columns say it already.
-    "constraints": f"""
-        SELECT c.oid, k.conname, regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', ''),
+    "constraints": """
+        SELECT k.conrelid, k.conname,
+               regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', ''),
                k.convalidated, NOT EXISTS (SELECT FROM pg_trigger AS t
                    WHERE t.tgconstraint = k.oid AND t.tgisinternal
                    AND t.tgenabled NOT IN ('O', 'A'))
-        {_FROM} JOIN pg_constraint AS k ON k.conrelid = c.oid
-        WHERE k.contype IN ('p', 'u', 'f', 'c', 'x') AND {_OURS_OR_ALL}
-        ORDER BY c.oid, k.conname""",
-    "indexes": f"""
-        SELECT c.oid, x.relname, pg_get_indexdef(i.indexrelid), i.indisvalid AND i.indisready
-        {_FROM} JOIN pg_index AS i ON i.indrelid = c.oid
-        JOIN pg_class AS x ON x.oid = i.indexrelid
-        WHERE {_OURS_OR_ALL} ORDER BY c.oid, x.relname""",
-    "policies": f"""
-        SELECT c.oid, p.polname,
+        FROM pg_constraint AS k
+        WHERE k.conrelid = ANY (CAST(:tables AS oid[])) AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+        ORDER BY k.conrelid, k.conname""",
+    "indexes": """
+        SELECT i.indrelid, x.relname, pg_get_indexdef(i.indexrelid),
+               i.indisvalid AND i.indisready
+        FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
+        WHERE i.indrelid = ANY (CAST(:tables AS oid[])) ORDER BY i.indrelid, x.relname""",
+    "policies": """
+        SELECT p.polrelid, p.polname,
                CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE'
                              WHEN 'd' THEN 'DELETE' ELSE 'ALL' END,
                p.polpermissive,
                ARRAY(SELECT CASE r WHEN 0 THEN 'public' ELSE pg_get_userbyid(r)::text END
                      FROM unnest(p.polroles) AS r ORDER BY 1),
                pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)
-        {_FROM} JOIN pg_policy AS p ON p.polrelid = c.oid
-        WHERE {_OURS_OR_ALL} ORDER BY c.oid, p.polname""",
-    "grants": f"""
+        FROM pg_policy AS p WHERE p.polrelid = ANY (CAST(:tables AS oid[]))
+        ORDER BY p.polrelid, p.polname""",
+    "grants": """
         SELECT c.oid, CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee) END,
                e.privilege_type, e.attname, e.is_grantable
-        {_FROM} CROSS JOIN LATERAL (
+        FROM pg_class AS c CROSS JOIN LATERAL (
             SELECT NULL AS attname, t.* FROM aclexplode(coalesce(c.relacl, acldefault(
                 CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))) AS t
             UNION ALL
             SELECT a.attname::text, t.* FROM pg_attribute AS a, aclexplode(a.attacl) AS t
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS e
-        WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {_OURS_OR_ALL}""",
+        WHERE c.oid = ANY (CAST(:tables AS oid[]))""",
     # Whether a trigger or a rule is disabled does not show in its definition.
-    "triggers": f"""
-        SELECT c.oid, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
-        {_FROM} JOIN pg_trigger AS t ON t.tgrelid = c.oid
-        WHERE NOT t.tgisinternal AND {_OURS_OR_ALL} ORDER BY c.oid, t.tgname""",
-    "rules": f"""
-        SELECT c.oid, r.rulename, pg_get_ruledef(r.oid), r.ev_enabled::text
-        {_FROM} JOIN pg_rewrite AS r ON r.ev_class = c.oid
-        WHERE {_OURS_OR_ALL} ORDER BY c.oid, r.rulename""",
+    "triggers": """
+        SELECT t.tgrelid, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
+        FROM pg_trigger AS t WHERE t.tgrelid = ANY (CAST(:tables AS oid[])) AND NOT t.tgisinternal
+        ORDER BY t.tgrelid, t.tgname""",
+    "rules": """
+        SELECT r.ev_class, r.rulename, pg_get_ruledef(r.oid), r.ev_enabled::text
+        FROM pg_rewrite AS r WHERE r.ev_class = ANY (CAST(:tables AS oid[]))
+        ORDER BY r.ev_class, r.rulename""",
 }
+_PART_QUERIES = {part: text(query) for part, query in _PARTS.items()}
+
+SHAPE = ("columns", "constraints", "indexes", "policies")
+"""The parts of a table that `differences.of_table` compares."""
 
 _SCHEMAS = """
     SELECT n.nspname, pg_get_userbyid(n.nspowner) || ': ' || coalesce(
@@ -240,7 +245,11 @@ _FUNCTIONS = """
 """
 
 
-def read(connection: Connection, names: Collection[str] | None = None) -> Catalog:
+def read(
+    connection: Connection,
+    names: Collection[str] | None = None,
+    parts: Collection[str] = tuple(_PARTS),
+) -> Catalog:
     """Read the catalog of the connection's database.
 
     Takes ACCESS SHARE on the tables it reads for as long as the caller's transaction lasts, so
@@ -251,15 +260,16 @@ def read(connection: Connection, names: Collection[str] | None = None) -> Catalo
         connection: a connection to any PostgreSQL from 14 on.
         names: read only these tables, `schema.table`; None reads all tables, schemas and
             functions outside the system schemas.
+        parts: what to read of each table, such as `SHAPE`; the rest stays empty.
 
     Returns:
         The catalog, equal for databases that are equal, whatever their object ids.
     """
     with _pinned_search_path(connection):
-        parts = {part: _grouped(connection, part, names) for part in _QUERIES if part != "tables"}
         parameters = {"names": None if names is None else list(names)}
-        rows = connection.execute(text(_QUERIES["tables"]), parameters)
-        tables = [_table(row, parts) for row in rows]
+        rows = connection.execute(_TABLES, parameters).all()
+        found = {part: _grouped(connection, part, rows) for part in parts}
+        tables = [_table(row, found) for row in rows]
         return Catalog(
             tables={table.qualified_name: table for table in tables},
             schemas={} if names is not None else _pairs(connection, _SCHEMAS),
@@ -267,28 +277,35 @@ def read(connection: Connection, names: Collection[str] | None = None) -> Catalo
         )
 
 
+_PIN = text(
+    "SELECT pg_catalog.current_setting('search_path'),"
+    " pg_catalog.set_config('search_path', 'pg_catalog', true)"
+)
+_UNPIN = text("SELECT pg_catalog.set_config('search_path', :path, true)")
+
+
 @contextmanager
 def _pinned_search_path(connection: Connection) -> Iterator[None]:
-    before = connection.execute(text("SELECT pg_catalog.current_setting('search_path')")).scalar()
-    change = text("SELECT pg_catalog.set_config('search_path', :path, true)")
-    connection.execute(change, {"path": "pg_catalog"})
+    before = connection.execute(_PIN).scalar()
     yield
-    connection.execute(change, {"path": before})
+    connection.execute(_UNPIN, {"path": before})
 
 
 def _grouped(
-    connection: Connection, part: str, names: Collection[str] | None
+    connection: Connection, part: str, tables: Sequence[Any]
 ) -> dict[int, list[tuple[Any, ...]]]:
+    """Read one part of all tables, by the table."""
     found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    parameters = {"names": None if names is None else list(names)}
-    for table, *values in connection.execute(text(_QUERIES[part]), parameters):
-        found[table].append(tuple(values))
+    if tables:
+        parameters = {"tables": [row.oid for row in tables]}
+        for table, *values in connection.execute(_PART_QUERIES[part], parameters):
+            found[table].append(tuple(values))
     return found
 
 
 def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Table:  # noqa: ANN401 - a row of a textual query has no static type
     def of(part: str) -> list[tuple[Any, ...]]:
-        return parts[part].get(row.oid, [])
+        return parts[part].get(row.oid, []) if part in parts else []
 
     return Table(
         schema=row.nspname,

@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
-from langfuse_schema import export, migrations, verify
+from langfuse_schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -172,6 +172,8 @@ def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's
 
 
 def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - the option's name
+    from langfuse_schema import verify
+
     migrations.configure_logging(config)
     report = migrations.verify_report(config, revision)
     print(report.as_json() if format == "json" else verify.as_text(report))
@@ -179,6 +181,8 @@ def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - 
 
 
 def _export(config: Config, directory: str, after: str | None, force: bool) -> int:
+    from langfuse_schema import export
+
     rendered = export.files(config, after)
     written = export.write(Path(directory), rendered, force=force)
     for name in rendered:

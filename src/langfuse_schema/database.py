@@ -28,6 +28,9 @@ APPLICATION_NAME = "langfuse-schema"
 
 DRIVER = "postgresql+psycopg2"
 
+SCRIPT = {"no_parameters": True}
+"""Execution options for several statements at once, which go to the server as they are."""
+
 _DIALECTS = ("postgres", "postgresql")
 
 URL_EXAMPLE = "postgresql://user:password@host:5432/database"
@@ -244,7 +247,7 @@ def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
     with connection:
         # Where Alembic looks for tables that name no schema, whatever the role's search_path.
         connection.dialect.default_schema_name = "public"
-        apply_settings(connection, options, local=True)
+        begin_reading(connection, options)
         yield connection
 
 
@@ -266,7 +269,7 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
     with connection:
         # The program may use AUTOCOMMIT; a revision is a transaction.
         connection.execution_options(isolation_level="READ COMMITTED")
-        apply_settings(connection, options, local=True)
+        begin_reading(connection, options)
         try:
             yield connection
         finally:
@@ -320,53 +323,62 @@ def session(connection: sa.Connection, options: Options) -> Iterator[None]:
             connection.commit()
 
 
-def apply_settings(
-    connection: sa.Connection, options: Options, *, local: bool = False
-) -> dict[str, str]:
-    """Set what our statements rely on, in a transaction that the caller ends.
+def begin_reading(connection: sa.Connection, options: Options) -> None:
+    """Begin a transaction with the settings of our sessions, for that transaction alone.
+
+    Not by a query: whoever reads may still choose how isolated the transaction is.
 
     Arguments:
-        connection: of a command.
+        connection: without an open transaction.
         options: of the run.
-        local: for this transaction only.
+    """
+    settings = session_settings(options).items()
+    connection.exec_driver_sql(
+        "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings),
+        execution_options=SCRIPT,
+    )
+
+
+def apply_settings(connection: sa.Connection, options: Options) -> dict[str, str]:
+    """Set what our statements rely on, in a transaction that the caller commits.
+
+    Arguments:
+        connection: without an open transaction.
+        options: of the run.
 
     Returns:
         What the settings were before.
     """
     wanted = session_settings(options) | OPTIONAL_SETTINGS
-    found = connection.execute(
-        sa.text(
-            "SELECT name, current_setting(name, true) FROM unnest(CAST(:names AS text[])) AS name"
-        ),
-        {"names": list(wanted)},
-    )
-    before = {name: value for name, value in found if value is not None}
-    checking = before.pop("client_connection_check_interval", None)
-    _set(connection, {name: wanted[name] for name in before}, local=local)
-    if checking is not None and not local:
-        # Refused where the operating system does not tell that a client is gone.
-        with suppress(DBAPIError), connection.begin_nested():
-            name = "client_connection_check_interval"
-            _set(connection, {name: wanted[name]})
-            before[name] = checking
-    return before
+    # The interval is refused where the operating system does not tell that a client is gone.
+    with suppress(DBAPIError):
+        return _set(connection, wanted)
+    connection.rollback()
+    del wanted[_CHECK_INTERVAL]
+    return _set(connection, wanted)
 
 
-def _set(connection: sa.Connection, settings: Mapping[str, str], *, local: bool = False) -> None:
-    connection.execute(
-        sa.text(
-            "SELECT set_config(name, value, :local) FROM unnest(CAST(:names AS text[]),"
-            " CAST(:values AS text[])) AS setting (name, value)"
-        ),
-        {"names": list(settings), "values": list(settings.values()), "local": local},
-    )
+_CHECK_INTERVAL = "client_connection_check_interval"
+
+# In this order: what a setting was is asked before it is set.
+_SET = sa.text(
+    "WITH wanted AS MATERIALIZED (SELECT name, value, current_setting(name, true) AS before"
+    " FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS setting (name, value))"
+    " SELECT name, before, set_config(name, value, false) FROM wanted WHERE before IS NOT NULL"
+)
+
+
+def _set(connection: sa.Connection, settings: Mapping[str, str]) -> dict[str, str]:
+    """Set those settings that the server has, and return what they were."""
+    rows = connection.execute(_SET, {"names": list(settings), "values": list(settings.values())})
+    return {name: before for name, before, _ in rows}
 
 
 OPTIONAL_SETTINGS = {
     # Since PostgreSQL 17.
     "transaction_timeout": "0",
     # Since 14: without it the backend of a killed runner goes on, and holds the runner lock.
-    "client_connection_check_interval": "2s",
+    _CHECK_INTERVAL: "2s",
 }
 """Settings of our sessions that not every server has."""
 

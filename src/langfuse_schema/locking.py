@@ -31,14 +31,20 @@ _CLASS, _OBJECT = 0x6C616E67, 0x66757365
 _POLL_SECONDS = 0.2
 _REMINDER_SECONDS = 30.0
 
-HOLDER_QUERY = (
-    "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
-    " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid"
-    f" WHERE l.locktype = 'advisory' AND l.classid = {_CLASS} AND l.objid = {_OBJECT}"
+_HELD = (
+    f"l.locktype = 'advisory' AND l.classid = {_CLASS} AND l.objid = {_OBJECT}"
     " AND l.objsubid = 2 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
+
+HOLDER_QUERY = (
+    "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
+    f" FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE {_HELD}"
+)
 """Who holds the runner lock of this database; for people too."""
+
+# Asked before every step: pg_stat_activity costs five times as much.
+_HOLDER_PID = f"SELECT pg_backend_pid(), (SELECT min(l.pid) FROM pg_locks AS l WHERE {_HELD})"
 
 
 @contextmanager
@@ -71,9 +77,7 @@ def ensure_held(connection: Connection) -> None:
     Raises:
         SchemaError: it is another, which a pooler chose.
     """
-    backend, holder = connection.execute(
-        text(f"SELECT pg_backend_pid(), (SELECT min(pid) FROM ({HOLDER_QUERY}) AS holder)")
-    ).one()
+    backend, holder = connection.exec_driver_sql(_HOLDER_PID).one()
     if backend != holder:
         raise SchemaError(
             [

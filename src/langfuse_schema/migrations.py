@@ -26,7 +26,6 @@ from langfuse_schema import (
     runner,
     surroundings,
     tables,
-    verify,
     version_table,
 )
 from langfuse_schema.database import Options
@@ -144,10 +143,14 @@ def _said_once() -> Callable[[logging.LogRecord], bool]:
     return is_new
 
 
-def shared_options() -> dict[str, Any]:
-    """What `context.configure` is given online and offline."""
+def shared_options(context: EnvironmentContext) -> dict[str, Any]:
+    """What `context.configure` is given online and offline.
+
+    Arguments:
+        context: Alembic's, as env.py has it; a command that goes somewhere compares nothing.
+    """
     return {
-        "target_metadata": tables.declared_metadata(),
+        "target_metadata": None if _has_destination(context) else tables.declared_metadata(),
         "version_table": VERSION_TABLE,
         "version_table_schema": VERSION_SCHEMA,
         "transaction_per_migration": True,
@@ -155,6 +158,14 @@ def shared_options() -> dict[str, Any]:
         "include_object": _include_object,
         "compare_server_default": True,
     }
+
+
+def _has_destination(context: EnvironmentContext) -> bool:
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
 
 
 def _include_name(name: str | None, kind: str, _parents: Mapping[str, str | None]) -> bool:
@@ -300,6 +311,8 @@ def verify_report(config: Config, revision: str = "head") -> Report:
         SchemaError: the database cannot be reached or not read, or a migration is running.
         CommandError: there is no such revision.
     """
+    from langfuse_schema import verify
+
     script = ScriptDirectory.from_config(config)
     known = [found.revision for found in script.walk_revisions()][::-1]
     target = script.get_revision(revision)
@@ -401,7 +414,7 @@ def _borrowed(connection: sa.Connection, options: Options, *, only_reading: bool
             " before the call",
         )
         raise SchemaError([finding])
-    database.apply_settings(connection, options, local=True)
+    database.begin_reading(connection, options)
     try:
         yield
     finally:

@@ -183,6 +183,9 @@ def _found(name: str, table: str, definition: str) -> tuple[bool, bool]:
 
 def _look_for(name: str) -> Any:  # noqa: ANN401 - a row
     connection = op.get_bind()
+    free = text("SELECT to_regclass(:name) IS NULL")
+    if connection.execute(free, {"name": f"public.{name}"}).scalar():
+        return None
     # The printed text spells out what search_path does not reach.
     connection.execute(text("SET LOCAL search_path TO pg_catalog"))
     found = connection.execute(
@@ -233,12 +236,10 @@ def has_column(table: str, column: str) -> bool:
         return False
     found = op.get_bind().execute(
         text(
-            "SELECT count(*) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid"
-            " JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = 'public' AND c.relname = :table AND a.attname = :column"
-            " AND NOT a.attisdropped"
+            "SELECT count(*) FROM pg_attribute"
+            " WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped"
         ),
-        {"table": table, "column": column},
+        {"table": f"public.{table}", "column": column},
     )
     return bool(found.scalar())
 

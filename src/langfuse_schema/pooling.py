@@ -54,12 +54,13 @@ def find(connection: Connection) -> list[Finding]:
 
 
 def _is_shared(connection: Connection) -> bool:
-    asked = time.monotonic()
-    backends = _backends(connection)
-    round_trip = (time.monotonic() - asked) / _QUESTIONS
-    patience = _PATIENCE_SECONDS + _PATIENCE_ROUND_TRIPS * round_trip
+    # It connects while we ask.
     rival = _Rival(connection)
     try:
+        asked = time.monotonic()
+        backends = _backends(connection)
+        round_trip = (time.monotonic() - asked) / _QUESTIONS
+        patience = _PATIENCE_SECONDS + _PATIENCE_ROUND_TRIPS * round_trip
         for _ in range(_ROUNDS):
             theirs = rival.enter(patience)
             if theirs in backends:

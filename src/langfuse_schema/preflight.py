@@ -36,7 +36,7 @@ def check(
     Returns:
         Findings, all of them; empty if the upgrade can go ahead.
     """
-    found = catalog.read(connection, [*_OURS, *_APPS]).tables
+    found = catalog.read(connection, [*_OURS, *_APPS], catalog.SHAPE).tables
     findings = list(_server(connection))
     if applied:
         findings += _gone(found, applied[0])
@@ -374,6 +374,8 @@ def _indexes_in_the_way(found: dict[str, catalog.Table], newest: str) -> Iterato
 
 def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
     expected = declaration.at(tables.LINKS)
+    owners = {found[name].owner for name in _APPS if name in found}
+    members = {owner for owner in owners if _is_member(connection, owner)}
     for name in _APPS:
         table = found.get(name)
         if table is None or table.kind != "r":
@@ -386,10 +388,7 @@ def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iter
                 "connect to the app's database, or run the app's own migrations first",
             )
             continue
-        member = connection.execute(
-            text("SELECT pg_has_role(CAST(:owner AS name), 'USAGE')"), {"owner": table.owner}
-        ).scalar()
-        if not member:
+        if table.owner not in members:
             yield Finding(
                 "app-table-not-owned",
                 name,
@@ -400,6 +399,11 @@ def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iter
                 f' "{_current(connection, "user")}"',
             )
         yield from _half_made(expected[name], table)
+
+
+def _is_member(connection: Connection, owner: str) -> bool:
+    member = text("SELECT pg_has_role(CAST(:owner AS name), 'USAGE')")
+    return bool(connection.execute(member, {"owner": owner}).scalar())
 
 
 def _half_made(expected: catalog.Table, found: catalog.Table) -> Iterator[Finding]:

@@ -125,6 +125,7 @@ class _Run:
         opts = context.get_context().opts
         self._choose_steps = opts["fn"]
         self._purging = bool(opts.get("purge"))
+        self._heads: tuple[str, ...] = ()
         self._steps: list[Any] = []
         self._checked = False
         self._advanced = time.monotonic()
@@ -136,8 +137,8 @@ class _Run:
 
     def plan(self) -> None:
         """Choose the steps, once: chosen anew in the middle, `+2` would be two more."""
-        heads = known_heads(self._context)
-        self._steps = list(self._choose_steps(heads, self._context.get_context()))
+        self._heads = known_heads(self._context)
+        self._steps = list(self._choose_steps(self._heads, self._context.get_context()))
 
     def take_steps(self, *, terminal: bool) -> None:
         """Take all steps, each as often as others are in the way, until the deadline."""
@@ -172,11 +173,10 @@ class _Run:
 
     def check(self) -> None:
         """Ask preflight whether the database can take the steps, or none; warn, or refuse."""
-        heads = self._context.get_context().get_current_heads()
         steps = [step for step in self._steps if isinstance(step, RevisionStep) and step.is_upgrade]
         if len(steps) == len(self._steps):
             pending = [step.revision.revision for step in steps]
-            findings = preflight.check(self._connection, heads, pending)
+            findings = preflight.check(self._connection, self._heads, pending)
         else:
             findings = preflight.check_writable(self._connection)
         self._connection.rollback()

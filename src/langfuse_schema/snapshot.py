@@ -64,7 +64,7 @@ def _read_only(connection: Connection, options: Options) -> Iterator[None]:
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
     connection.exec_driver_sql(begin)
     try:
-        database.apply_settings(connection, options, local=True)
+        database.begin_reading(connection, options)
         connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
         yield
     finally:

@@ -320,6 +320,19 @@ def declared_metadata(revision: str = NEWEST) -> MetaData:
         }
         table.indexes -= later
     if revision >= LINKS:
-        for name in APP_TABLES:
-            Table(name, declared, langfuse_trace_id_column()).info.update(NOT_OURS)
+        linked_tables(declared)
     return declared
+
+
+def linked_tables(target: MetaData) -> dict[str, Table]:
+    """Make a stub of each table of `APP_TABLES`, marked as not ours, with the link column alone.
+
+    Arguments:
+        target: where to make them.
+
+    Returns:
+        The stubs by name.
+    """
+    return {
+        name: Table(name, target, langfuse_trace_id_column(), info=NOT_OURS) for name in APP_TABLES
+    }

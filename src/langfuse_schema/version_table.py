@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
+from langfuse_schema.database import SCRIPT
 from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -26,6 +25,12 @@ BEGIN
     REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM PUBLIC;
   END IF;
 END $$"""
+
+_CREATE_TABLE = (
+    f"CREATE TABLE IF NOT EXISTS {VERSION_SCHEMA}.{VERSION_TABLE} ("
+    "version_num VARCHAR(32) NOT NULL,"
+    f" CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
+)
 
 CLOSE_TABLE = f"""
 DO $$
@@ -49,13 +54,7 @@ def create(connection: Connection) -> None:
     Arguments:
         connection: the migrating one, without an open transaction; it is left without one.
     """
-    connection.execute(text(CREATE_SCHEMA))
-    connection.execute(
-        text(
-            f"CREATE TABLE IF NOT EXISTS {VERSION_SCHEMA}.{VERSION_TABLE} ("
-            "version_num VARCHAR(32) NOT NULL,"
-            f" CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY (version_num))"
-        )
+    connection.exec_driver_sql(
+        f"{CREATE_SCHEMA};{_CREATE_TABLE};{CLOSE_TABLE}", execution_options=SCRIPT
     )
-    connection.execute(text(CLOSE_TABLE))
     connection.commit()
