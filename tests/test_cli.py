@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CORE, Database, Outcome, alembic, langfuse_schema
+from support import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
 
-from langfuse_schema import migrations
+from langfuse_schema import cli, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Command = Callable[..., Outcome]
 
@@ -145,6 +148,37 @@ class TestOurCommandLine:
 
     def test_version(self) -> None:
         assert langfuse_schema(None, "--version").stdout == "langfuse-schema 0.1.0\n"
+
+    @pytest.mark.parametrize("name", cli._EXAMPLES_OF)
+    def test_the_help_of_every_command_shows_examples_that_work(
+        self, database: Database, tmp_path: Path, name: str
+    ) -> None:
+        shown = langfuse_schema(None, name, "--help").stdout
+        for example in cli._EXAMPLES_OF[name]:
+            assert f"\n  {example}\n" in shown
+            program, *arguments = shlex.split(example)
+            assert program == "langfuse-schema"
+            if name == "dev":
+                continue  # run by test_embedded
+            if name in ("check", "downgrade", "verify"):
+                revision = POLICIES if POLICIES in arguments else "head"
+                migrations.downgrade(database.url, "base")
+                migrations.upgrade(database.url, revision)
+            outcome = run(
+                sys.executable, "-m", program.replace("-", "_"), *arguments,
+                cwd=tmp_path, DATABASE_URL=database.text,
+            )  # fmt: skip
+            assert outcome.code == 0, outcome.stderr
+
+    def test_the_commands_with_examples_are_those_that_there_are(self) -> None:
+        assert set(cli._CommandLine().subparsers.choices) == set(cli._EXAMPLES_OF)
+
+    def test_a_reader_that_has_seen_enough_is_no_error(self, database: Database) -> None:
+        command = f"{shlex.quote(sys.executable)} -m langfuse_schema upgrade head --sql | true"
+        outcome = run("sh", "-c", command, DATABASE_URL=database.text)
+        assert "Generating static SQL" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+        assert "BrokenPipe" not in outcome.stderr
 
     def test_no_command(self) -> None:
         outcome = langfuse_schema(None)

@@ -6,12 +6,28 @@ import importlib.util
 import re
 import shlex
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
-from support import CHECKOUT, PLAN_REVISIONS, POLICIES, Database, langfuse_schema, plan_sql, run
+import sqlalchemy as sa
+from rate_limit import allow
+from sqlalchemy.exc import ProgrammingError
+from support import (
+    AOI,
+    CHECKOUT,
+    PLAN_REVISIONS,
+    POLICIES,
+    Database,
+    insert_example_rows,
+    langfuse_schema,
+    plan_sql,
+    run,
+)
 
 from langfuse_schema import migrations
+from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,3 +123,40 @@ def test_pages_name_no_page_that_is_not_there() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def sql_of(page: str, beginning: str) -> str:
+    text = (CHECKOUT / "docs" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sql\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    (found,) = (block for block in blocks if block.startswith(beginning))
+    return str(found)
+
+
+def test_rate_limits_can_be_partitioned(database: Database) -> None:
+    migrations.upgrade(database.url)
+    database.execute(sql_of("scaling.md", "BEGIN;"))
+    engine = sa.create_engine(database.url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("SET LOCAL ROLE service_role"))
+        arguments = {"limit": 2, "window": timedelta(days=1)}
+        counted = [allow(connection, UUID(AOI), "/chat", **arguments) for _ in range(3)]
+    engine.dispose()
+    assert counted == [True, True, False]
+    (finding,) = verify(database.url)
+    assert (finding.code, finding.object) == ("table-differs", "public.rate_limit_logs")
+    with database.signed_in("authenticated", AOI) as user, pytest.raises(ProgrammingError):
+        user.execute(sa.text("SELECT * FROM rate_limit_logs_rest"))
+    migrations.downgrade(database.url, "base")
+    assert not any("rate_limit" in name for name in database.catalog().tables)
+
+
+def test_old_traces_are_deleted_in_batches(database: Database) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    database.execute(
+        "UPDATE langfuse_traces SET created_at = '2020-01-01' WHERE trace_id IN"
+        " (SELECT trace_id FROM langfuse_traces ORDER BY trace_id LIMIT 1)"
+    )
+    database.execute(sql_of("scaling.md", "DELETE FROM langfuse_traces"))
+    assert database.execute("SELECT count(*) FROM langfuse_traces") == [(1,)]
+    assert database.execute("SELECT count(*) FROM langfuse_scores") == [(1,)]

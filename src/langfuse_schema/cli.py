@@ -37,6 +37,7 @@ _ALEMBIC_COMMANDS = (
 _FAILED = 1
 _CANNOT_RUN = 2
 _INTERRUPTED = 130
+_READER_GONE = 141
 
 _DESCRIPTION = """\
 The Langfuse tables of a Supabase app, as Alembic revisions.
@@ -54,6 +55,39 @@ examples:
                                           the revisions as files for the Supabase CLI
   langfuse-schema downgrade -1            take the newest revision back
   langfuse-schema dev                     a database to play with; Ctrl-C stops it"""
+
+
+_EXAMPLES_OF = {
+    "upgrade": (
+        "langfuse-schema upgrade head",
+        "langfuse-schema upgrade 20251113000005",
+        "langfuse-schema upgrade head --sql",
+        "langfuse-schema -x lock_timeout=2s -x lock_deadline=1h upgrade head",
+    ),
+    "downgrade": (
+        "langfuse-schema downgrade -1",
+        "langfuse-schema downgrade base",
+        "langfuse-schema downgrade head:20251113000005 --sql",
+    ),
+    "current": ("langfuse-schema current", "langfuse-schema current --verbose"),
+    "history": ("langfuse-schema history", "langfuse-schema history --indicate-current"),
+    "heads": ("langfuse-schema heads",),
+    "show": ("langfuse-schema show 20251113000004", "langfuse-schema show head"),
+    "check": ("langfuse-schema check",),
+    "stamp": ("langfuse-schema stamp 20251113000005", "langfuse-schema stamp base"),
+    "preflight": ("langfuse-schema preflight", "langfuse-schema preflight --format json"),
+    "verify": (
+        "langfuse-schema verify",
+        "langfuse-schema verify --revision 20251113000005",
+        "langfuse-schema verify --format json",
+    ),
+    "export": (
+        "langfuse-schema export supabase/migrations",
+        "langfuse-schema export supabase/migrations --after 20251113000005",
+    ),
+    "dev": ("langfuse-schema dev", "langfuse-schema dev psql -c '\\dt'"),
+}
+"""What `--help` of each command shows; a test runs them."""
 
 
 class _CommandLine(CommandLine):
@@ -84,6 +118,9 @@ class _CommandLine(CommandLine):
         self._add_verify()
         self._add_export()
         self._add_dev()
+        for name, parser in self.subparsers.choices.items():
+            parser.formatter_class = RawDescriptionHelpFormatter
+            parser.epilog = "\n  ".join(["examples:", *_EXAMPLES_OF[name]])
 
     def _add_preflight(self) -> None:
         parser = self.subparsers.add_parser(
@@ -117,8 +154,6 @@ class _CommandLine(CommandLine):
             help="Run the embedded database until Ctrl-C, or as long as a command runs.",
             description="Run the embedded database: without a command until Ctrl-C, with one as"
             " long as it runs, with DATABASE_URL and the variables of libpq set for it.",
-            epilog="examples:\n  langfuse-schema dev\n  langfuse-schema dev psql -c '\\dt'",
-            formatter_class=RawDescriptionHelpFormatter,
         )
         parser.add_argument("command", nargs=REMAINDER, help="a command and its arguments")
         parser.set_defaults(cmd=(_dev, ["command"], []))
@@ -158,6 +193,10 @@ def _run(config: Config, options: Namespace) -> int:
         print("FAILED:", error, file=sys.stderr)
         ours = function in (_preflight, _verify, _export, _dev)
         return _CANNOT_RUN if ours else _FAILED
+    except BrokenPipeError:
+        # Whoever read the output, like `head`, has seen enough. Nothing is left to be flushed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return _INTERRUPTED
