@@ -14,10 +14,10 @@ demo: .venv/embedded.stamp
 test: .venv/dev.stamp
 	$(BIN)/pytest $(TESTS)
 
-## test-slow: the long proofs, and the revisions once more on PostgreSQL 16
+## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
 test-slow: .venv/dev.stamp
 	$(BIN)/pytest -m slow
-	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/migrations
+	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/migrations tests/access
 
 ## check: lint, format and types
 check: .venv/dev.stamp

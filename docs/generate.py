@@ -1,17 +1,19 @@
 """Write the generated parts of the documentation: `python docs/generate.py`.
 
 The picture of the tables comes from the metadata, the page of revisions from their docstrings and
-from locks that are measured on a real server. A test does the same and compares.
+from locks that are measured on a real server, figures from the files that the benchmarks have
+written into docs/figures. A test does the same and compares.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from alembic.config import Config
@@ -19,7 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
-from langfuse_schema import embedded, migrations, tables
+from langfuse_schema import embedded, environment, migrations, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,7 +160,7 @@ def _somebodys_snapshot(url: URL) -> Iterator[Callable[[], None]]:
 
 def revisions_page(measured: dict[str, tuple[Locks, Locks]]) -> str:
     """Render the revisions, oldest first, from their docstrings and the measured locks."""
-    scripts = list(ScriptDirectory.from_config(Config(migrations.config_file())).walk_revisions())
+    scripts = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())
     parts = []
     for script in reversed(scripts):
         up, down = measured[script.revision]
@@ -186,18 +188,102 @@ def _spelled(mode: str | None) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
 
 
+def figures(name: str) -> dict[str, Any]:
+    """Read what a benchmark has written."""
+    content: dict[str, Any] = json.loads((DOCS / "figures" / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def surroundings(content: dict[str, Any]) -> str:
+    """Say when, on what machine and with which versions figures were measured."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    return f"Measured on {content['date']}: {content['machine']}; {versions}."
+
+
+def stalls(compare: dict[str, Any]) -> dict[int, tuple[float, float, float]]:
+    """The longest write in milliseconds by rows a table: the load alone, the plan's SQL, ours."""
+    found: dict[int, dict[str, float]] = {}
+    for row in compare["rows"]:
+        if row.get("figure") == "stall":
+            medians = found.setdefault(row["rows"], {})
+            medians[row["against"]] = row["other"]["median"]
+            medians["ours"] = row["ours"]["median"]
+    order = ("the load alone", "the plan's SQL by psql", "ours")
+    return {rows: tuple(medians[who] for who in order) for rows, medians in found.items()}  # type: ignore[misc] # three of them
+
+
+def stall_table(compare: dict[str, Any]) -> str:
+    """What writers feel of a migration."""
+    lines = [
+        "| rows in each of the app's tables | longest write, ms: the load alone | while the plan's SQL runs | while `langfuse-schema upgrade head` runs |",
+        "|---:|---:|---:|---:|",
+    ]
+    for rows, milliseconds in stalls(compare).items():
+        lines.append(f"| {rows:,} | " + " | ".join(map(shortened, milliseconds)) + " |")
+    return "\n".join([*lines, "", surroundings(compare) + " Medians of 3 runs."])
+
+
+def scaling_tables(scaling: dict[str, Any]) -> str:
+    """How tables and statements grow."""
+    sizes = scaling["sizes"]
+    heads = " | ".join(f"{size['rows']:,}" for size in sizes)
+    rule = "|---|" + "---:|" * len(sizes)
+    lines = [f"| median in milliseconds, rows: | {heads} |", rule]
+    for name in sizes[0]["figures"]:
+        medians = [shortened(size["figures"][name]["median"]) for size in sizes]
+        lines.append(f"| {name} | {' | '.join(medians)} |")
+    lines += ["", f"| bytes of a row, rows: | {heads} |", rule]
+    for table in sizes[0]["bytes_per_row"]:
+        for part in ("heap", "indexes"):
+            found = [f"{size['bytes_per_row'][table][part]:.0f}" for size in sizes]
+            lines.append(f"| `{table}`, {part} | {' | '.join(found)} |")
+    return "\n".join([*lines, "", surroundings(scaling)])
+
+
+def protection(compare: dict[str, Any], scaling: dict[str, Any]) -> str:
+    """What somebody gets who runs the revisions instead of the plan's SQL, with figures."""
+    largest, (_, plan, ours) = max(stalls(compare).items())
+    size = next(size for size in scaling["sizes"] if size["rows"] == _MILLION)
+    scores = next(name for name in size["figures"] if name.startswith("all my scores"))
+    slow = size["figures"][f"the plan's schema: {scores}"]["median"]
+    fast = size["figures"][scores]["median"]
+    return f"""\
+| the plan's SQL, run as it stands | `langfuse-schema upgrade head` |
+|---|---|
+| writers wait while indexes are built: {shortened(plan)} ms at {largest // _MILLION} M rows a table | {shortened(ours)} ms: built CONCURRENTLY, and anew if a build was killed |
+| one long transaction, and everybody queues behind the ALTER that waits for it | steps back after 500 ms, lets everybody through, tries again, says who is in the way |
+| of pods that deploy at the same time most fail | one migrates, the others wait and exit with 0 |
+| killed halfway: somebody finds out what is there and what is not | run the same command again; tried at every statement and COMMIT |
+| reading one's own scores costs everybody's: {shortened(slow)} ms among 1 M | {shortened(fast)} ms, at any size |
+| the public key reads and deletes two of the tables, or, in projects since 2026, the server's own key reads none | who may do what is stated, and the same in both |
+| eight items to tick by hand | `langfuse-schema verify`, exit code 0 or 1 |"""
+
+
+_MILLION = 1_000_000
+
+
+def shortened(value: float) -> str:
+    """A figure with as many digits as mean something."""
+    digits = max(0, 1 - int(f"{value:e}".partition("e")[2]))
+    return f"{value:,.{min(digits, 2)}f}"
+
+
 def pages(measured: dict[str, tuple[Locks, Locks]]) -> dict[Path, str]:
     """Render every page that has generated parts."""
+    compare, scaling = figures("compare"), figures("scaling")
     readme, japanese = DOCS.parent / "README.md", DOCS.parent / "README.ja.md"
-    revisions = DOCS / "revisions.md"
-    return {
-        path: between_markers(path.read_text(encoding="utf-8"), name, content)
-        for path, name, content in (
-            (readme, "picture", picture()),
-            (japanese, "picture", picture()),
-            (revisions, "revisions", revisions_page(measured)),
-        )
-    }
+    found: dict[Path, str] = {}
+    for path, name, content in (
+        (readme, "protection", protection(compare, scaling)),
+        (readme, "picture", picture()),
+        (japanese, "picture", picture()),
+        (DOCS / "revisions.md", "revisions", revisions_page(measured)),
+        (DOCS / "scaling.md", "scaling", scaling_tables(scaling)),
+        (DOCS / "scaling.md", "stall", stall_table(compare)),
+    ):
+        text = found.get(path) or path.read_text(encoding="utf-8")
+        found[path] = between_markers(text, name, content)
+    return found
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from support import (
     plan_sql,
 )
 
-from langfuse_schema import migrations
+from langfuse_schema import environment, migrations
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ class TestUrl:
         before = database.catalog()
         ini = tmp_path / "alembic.ini"
         ini.write_text(
-            f"[alembic]\nscript_location = {migrations.config_file().parent / 'alembic'}\n"
+            f"[alembic]\nscript_location = {environment.config_file().parent / 'alembic'}\n"
             "sqlalchemy.url = postgresql://u:50%off@localhost/x\n"
         )
         outcome = alembic(None, "-c", str(ini), "upgrade", "head")

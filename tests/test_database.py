@@ -10,8 +10,7 @@ from alembic import command
 from alembic.config import Config
 from support import Database, alembic
 
-from langfuse_schema import database as database_module
-from langfuse_schema import migrations
+from langfuse_schema import environment, migrations
 from langfuse_schema.database import Options, find_source, parse_options, parse_url
 from langfuse_schema.findings import SchemaError
 
@@ -129,46 +128,10 @@ class TestOptions:
         assert parse_options({}) == Options(lock_timeout=0.5, lock_deadline=600.0)
 
 
-class TestSession:
-    def test_settings(self, database: Database) -> None:
-        names = ("lock_timeout", "statement_timeout", "search_path", "application_name")
-
-        def settings(connection: sa.Connection) -> list[str | None]:
-            return [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in names]
-
-        options = Options(lock_timeout=1.25)
-        wanted = ["1250ms", "0", "public", "langfuse-schema"]
-        with database_module.connect(database.url, options) as connection:
-            assert settings(connection) == wanted
-            connection.rollback()
-            before = settings(connection)
-            assert before[0] == "0", "a reader leaves nothing in a session"
-            connection.rollback()
-            with database_module.session(connection, options):
-                assert settings(connection) == wanted
-                connection.rollback()
-                assert settings(connection) == wanted
-            assert settings(connection) == before
-
-    def test_the_role_may_have_another_search_path(self, database: Database) -> None:
-        database.execute("CREATE SCHEMA elsewhere")
-        name = database.url.database
-        database.execute(f'ALTER DATABASE "{name}" SET search_path TO elsewhere, public')
-        migrations.upgrade(database.url)
-        made = {name for name in database.catalog().tables if "langfuse_traces" in name}
-        assert made == {"public.langfuse_traces"}
-        assert alembic(database, "check").code == 0
-
-    def test_a_name_of_its_own_is_kept(self, database: Database) -> None:
-        url = database.url.update_query_dict({"application_name": "deploy"})
-        with database_module.connect(url, Options()) as connection:
-            assert connection.exec_driver_sql("SHOW application_name").scalar() == "deploy"
-
-
 class TestAlembicHandsOver:
     def test_a_url_in_the_ini(self, database: Database, tmp_path: Path) -> None:
         ini = tmp_path / "alembic.ini"
-        scripts = migrations.config_file().parent / "alembic"
+        scripts = environment.config_file().parent / "alembic"
         url = database.text.replace("%", "%%")
         ini.write_text(f"[alembic]\nscript_location = {scripts}\nsqlalchemy.url = {url}\n")
         assert alembic(None, "-c", str(ini), "upgrade", "head").code == 0
@@ -179,7 +142,7 @@ class TestAlembicHandsOver:
         with engine.connect() as connection:
             connection.exec_driver_sql("SET lock_timeout = '7s'")
             connection.commit()
-            config = Config(migrations.config_file(), attributes={"connection": connection})
+            config = Config(environment.config_file(), attributes={"connection": connection})
             command.upgrade(config, "head")
             assert not connection.in_transaction()
             assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "7s"
@@ -190,7 +153,7 @@ class TestAlembicHandsOver:
         before = database.catalog()
         engine = sa.create_engine(database.url, poolclass=sa.NullPool)
         with engine.begin() as connection:
-            config = Config(migrations.config_file(), attributes={"connection": connection})
+            config = Config(environment.config_file(), attributes={"connection": connection})
             with pytest.raises(SchemaError, match=r"engine\.connect\(\)"):
                 command.upgrade(config, "head")
         assert database.catalog() == before

@@ -108,6 +108,15 @@ def test_the_output_that_the_readme_shows_is_of_todays_revisions() -> None:
     assert f"\n{migrations.revisions()[-1]} (head)\n" in readme
 
 
+def test_what_the_readme_shows_of_verify_is_of_today(database: Database) -> None:
+    migrations.upgrade(database.url)
+    printed = langfuse_schema(database, "verify").stdout.splitlines()
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^(\[x\] .*|\d+ differences)$", readme, re.MULTILINE)
+    assert len(shown) == 3
+    assert set(shown) <= set(printed)
+
+
 def test_the_generated_parts_are_of_today(database: Database) -> None:
     path = CHECKOUT / "docs" / "generate.py"
     spec = importlib.util.spec_from_file_location("generate", path)

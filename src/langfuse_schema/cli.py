@@ -15,7 +15,7 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
-from langfuse_schema import migrations
+from langfuse_schema import environment, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not hasattr(options, "cmd"):
         line.parser.error("a command is missing; --help lists them")
-    sys.exit(_run(Config(migrations.config_file(), cmd_opts=options), options))
+    sys.exit(_run(Config(environment.config_file(), cmd_opts=options), options))
 
 
 def _run(config: Config, options: Namespace) -> int:
@@ -204,7 +204,7 @@ def _run(config: Config, options: Namespace) -> int:
 
 
 def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's name
-    migrations.configure_logging(config)
+    environment.configure_logging(config)
     report = migrations.preflight_report(config)
     print(report.as_json() if format == "json" else report.as_text())
     return 0 if report.ok else _FAILED
@@ -213,7 +213,7 @@ def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's
 def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - the option's name
     from langfuse_schema import verify
 
-    migrations.configure_logging(config)
+    environment.configure_logging(config)
     report = migrations.verify_report(config, revision)
     print(report.as_json() if format == "json" else verify.as_text(report))
     return 0 if report.ok else _FAILED
@@ -239,7 +239,7 @@ def _export(config: Config, directory: str, after: str | None, force: bool) -> i
 def _dev(_config: Config, command_line: list[str]) -> int:
     from langfuse_schema import embedded
 
-    base = migrations.checkout() or Path.cwd()
+    base = environment.checkout() or Path.cwd()
     try:
         if not command_line:
             embedded.dev(base, print)

@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
-from langfuse_schema import database
+from langfuse_schema import database, sessions
 from langfuse_schema.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _what_it_does(script: Script) -> tuple[str, str]:
 
 
 def _lock_timeout() -> str:
-    setting = database.session_settings(database.Options())["lock_timeout"]
+    setting = sessions.session_settings(database.Options())["lock_timeout"]
     # In effect until the end of the transaction, without a warning where there is none.
     return f"SELECT set_config('lock_timeout', '{setting}', true);"
 

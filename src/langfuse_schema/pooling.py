@@ -15,7 +15,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from langfuse_schema import database
+from langfuse_schema import sessions
 from langfuse_schema.findings import Finding
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _Rival:
 
     def _run(self) -> None:
         try:
-            with database.second_connection(
+            with sessions.second_connection(
                 self._connection, autocommit=False
             ) as driver_connection:
                 while (order := self._orders.get()) != "stop":

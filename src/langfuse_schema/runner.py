@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alembic.runtime.migration import RevisionStep
 from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
 
-from langfuse_schema import database, locking, pooling, preflight, version_table
+from langfuse_schema import locking, pooling, preflight, sessions, version_table
 from langfuse_schema.findings import Finding, SchemaError
 from langfuse_schema.watching import Watcher
 
@@ -46,7 +46,7 @@ def run(
     Arguments:
         context: Alembic's, configured for the connection.
         configure: passes options to `context.configure`.
-        connection: from `database.connect`, in the transaction it came with.
+        connection: from `sessions.connect`, in the transaction it came with.
         options: of the run.
         terminal: whether progress is a line that is written over.
 
@@ -64,7 +64,7 @@ def run(
     if pooled:
         raise SchemaError(pooled)
     with (
-        database.session(connection, options),
+        sessions.session(connection, options),
         locking.runner_lock(connection, options.lock_deadline),
     ):
         # Another runner may have done it meanwhile.
@@ -192,7 +192,7 @@ class _Run:
         try:
             self.check()
         except DBAPIError as error:
-            if database.sqlstate(error) not in _RETRIED:
+            if sessions.sqlstate(error) not in _RETRIED:
                 raise
             log.warning("nothing to do; a table is locked, so none was looked at")
 
@@ -215,35 +215,35 @@ class _Run:
 
     def _recover(self, error: Exception) -> None:
         """Go back to before the step that failed, if trying again can help."""
-        code = database.sqlstate(error)
+        code = sessions.sqlstate(error)
         gave_up = code == _CANCELLED and self._watcher.gave_up
         if not (gave_up or code in _RETRIED):
             raise error
         self._connection.rollback()
         # A build that failed may have left lock_timeout at 0.
-        database.apply_settings(self._connection, self._options)
+        sessions.apply_settings(self._connection, self._options)
         self._connection.commit()
         wait = self._watcher.last_wait
         place = (wait and wait.table) or "the database"
-        sessions = str(wait) if wait else "a session that was gone before anybody could look"
+        blockers = str(wait) if wait else "a session that was gone before anybody could look"
         left = self._left()
         if gave_up or not left:
-            raise SchemaError([self._in_the_way(place, sessions)]) from error
+            raise SchemaError([self._in_the_way(place, blockers)]) from error
         if self._told != place or time.monotonic() - self._told_at >= _REMINDER_SECONDS:
-            log.warning("%s is locked; trying again for %.0f s. By %s", place, left, sessions)
+            log.warning("%s is locked; trying again for %.0f s. By %s", place, left, blockers)
             self._told, self._told_at = place, time.monotonic()
 
     def _left(self) -> float:
         """Seconds that are left to get further than the last step or build that was finished."""
         return max(0.0, self._advanced + self._options.lock_deadline - time.monotonic())
 
-    def _in_the_way(self, place: str, sessions: str) -> Finding:
+    def _in_the_way(self, place: str, blockers: str) -> Finding:
         reached = preflight.applied_revision(self._connection) or "base"
         self._connection.rollback()
         return Finding(
             "table-locked",
             place,
-            f"locked, for {self._options.lock_deadline:g} s on end, by\n{sessions}",
+            f"locked, for {self._options.lock_deadline:g} s on end, by\n{blockers}",
             f"the lock within {self._options.lock_timeout:g} s of one of our tries",
             f"the database is at {reached}, and nothing is half done. Wait for these sessions, or"
             " end them:\nSELECT pg_terminate_backend(pid)\nthen run the same command again;"

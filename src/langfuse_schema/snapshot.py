@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from langfuse_schema import access, catalog, database, tables
+from langfuse_schema import access, catalog, sessions, tables
 from langfuse_schema.findings import Finding, SchemaError
-from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def _read_only(connection: Connection, options: Options) -> Iterator[None]:
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
     connection.exec_driver_sql(begin)
     try:
-        database.begin_reading(connection, options)
+        sessions.begin_reading(connection, options)
         connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
         yield
     finally:

@@ -15,14 +15,15 @@ from langfuse_schema import (
     checklist,
     declaration,
     differences,
+    obstacles,
     preflight,
     remedies,
     snapshot,
     tables,
 )
 from langfuse_schema.findings import Finding, Report
-from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
 from langfuse_schema.snapshot import VERSION
+from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -162,7 +163,7 @@ def _standing(
     if adoptable == target:
         remedy = f"langfuse-schema stamp --purge {target}"
     elif found.version_table is None or not noted:
-        adopted = adoptable or preflight.plan_revision(found.tables)
+        adopted = adoptable or obstacles.plan_revision(found.tables)
         remedy = f"langfuse-schema stamp {adopted} && {upgrade}" if adopted else upgrade
         adoptable = adopted
     elif len(noted) == 1 and noted[0] in known:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langfuse_schema.database import SCRIPT
-from langfuse_schema.preflight import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema.sessions import SCRIPT
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+VERSION_SCHEMA = "langfuse_migrations"
+VERSION_TABLE = "alembic_version"
 
 CREATE_SCHEMA = f"""
 DO $$

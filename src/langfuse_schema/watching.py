@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from langfuse_schema import database
+from langfuse_schema import sessions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,7 +111,7 @@ class Watcher:
     def _run(self) -> None:
         try:
             with (
-                database.second_connection(self._connection) as driver_connection,
+                sessions.second_connection(self._connection) as driver_connection,
                 driver_connection.cursor() as cursor,
             ):
                 self._connected = True

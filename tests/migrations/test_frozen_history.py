@@ -10,9 +10,11 @@ import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
-from langfuse_schema import migrations
+from langfuse_schema import environment
 
-SCRIPTS = list(ScriptDirectory.from_config(Config(migrations.config_file())).walk_revisions())[::-1]
+SCRIPTS = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())[
+    ::-1
+]
 
 every_revision = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.revision)
 
@@ -65,4 +67,4 @@ def test_revisions_form_one_line() -> None:
 
 
 def test_the_folder_of_revisions_does_not_hide_the_library() -> None:
-    assert not (migrations.config_file().parent / "alembic" / "__init__.py").exists()
+    assert not (environment.config_file().parent / "alembic" / "__init__.py").exists()

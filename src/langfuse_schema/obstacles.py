@@ -1,0 +1,245 @@
+"""What stands in the way of an upgrade among tables, indexes and policies.
+
+The part of preflight that compares what is there with what the revisions make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+
+from langfuse_schema import access, catalog, declaration, differences, tables
+from langfuse_schema.findings import Finding
+from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+_OURS = tuple(f"public.{name}" for name in access.TABLES)
+_APPS = tuple(f"public.{name}" for name in tables.APP_TABLES)
+
+
+def gone(found: dict[str, catalog.Table], applied: str) -> Iterator[Finding]:
+    """Find what the noted revision made and is not there, after a reset or a partial restore.
+
+    Arguments:
+        found: our tables and the app's, by `schema.table`.
+        applied: the revision that the version table names.
+    """
+    expected = declaration.at(applied)
+    lost = [
+        name
+        for name, table in expected.items()
+        if name not in found
+        or (name in _APPS and found[name].column(table.columns[0].name) is None)
+    ]
+    if lost:
+        all_lost = set(_OURS) <= set(lost)
+        yield Finding(
+            "revision-without-tables",
+            f"{VERSION_SCHEMA}.{VERSION_TABLE}",
+            f"revision {applied}, but not what it made: "
+            + ", ".join(f"{name}.{tables.LINK_COLUMN}" if name in found else name for name in lost),
+            "what the revision made, or no revision",
+            "the tables were dropped or a restore left them out. To make them anew:\n"
+            "alembic stamp base && alembic upgrade head"
+            if all_lost
+            else "restore what is missing from a backup, or make it anew with what this prints:\n"
+            "langfuse-schema verify",
+        )
+
+
+def plan_or_strangers(found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    """Find tables of our names before the first revision: the plan run by hand, or others.
+
+    Arguments:
+        found: our tables and the app's, by `schema.table`.
+    """
+    ours = [name for name in _OURS if name in found]
+    if ours:
+        adopted = plan_revision(found)
+        if adopted:
+            yield Finding(
+                "plan-already-run",
+                ", ".join(ours),
+                f"what the plan's SQL makes up to {adopted}, but no revision",
+                "none of it, or the revision that it amounts to",
+                f"adopt it: alembic stamp {adopted} && alembic upgrade head",
+            )
+            return
+        yield from _in_the_way(found, ours)
+
+
+def plan_revision(found: dict[str, catalog.Table]) -> str | None:
+    """Say up to which of its files somebody ran the plan's SQL by hand.
+
+    Arguments:
+        found: our tables and the app's, by `schema.table`.
+
+    Returns:
+        The newest of the plan's revisions whose tables, links and policies all stand as the
+        plan's SQL leaves them; None if there is none.
+    """
+    for revision in reversed(declaration.PLAN):
+        expected = declaration.at(revision)
+        if expected.keys() <= found.keys() and not any(
+            list(differences.of_table(table, found[name])) for name, table in expected.items()
+        ):
+            return revision
+    return None
+
+
+def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Finding]:
+    expected = declaration.at(tables.CORE)
+    for name in ours:
+        differing = _in_our_way(expected[name], found[name])
+        yield from differing
+        if not differing:
+            yield Finding(
+                "table-unexpected",
+                name,
+                "a table of that name, while others of the plan are missing or differ",
+                "none, or all four as the plan has them",
+                f"if it is a leftover, drop or rename it:\n"
+                f"ALTER TABLE {name} RENAME TO {found[name].name}_before",
+            )
+
+
+def _in_our_way(expected: catalog.Table, found: catalog.Table) -> list[Finding]:
+    """Compare, without telling anybody how to bend a table that may not be ours."""
+    remedy = "change it to what is expected, or move it out of the way under another name"
+    return [replace(finding, remedy=remedy) for finding in differences.of_table(expected, found)]
+
+
+def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[Finding]:
+    """Find relations and indexes of other tables under names that the upgrade will use.
+
+    Arguments:
+        connection: to the database; only read.
+        applied: the revision of the database; empty before the first.
+        newest: where the upgrade goes.
+    """
+    made = _names(applied) if applied else {}
+    names = {name: table for name, table in _names(newest).items() if name not in made}
+    rows = connection.execute(
+        text(
+            "SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name"
+            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
+            " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
+            " WHERE n.nspname = 'public' AND c.relname = ANY (:names)"
+        ),
+        {"names": list(names)},
+    )
+    for name, kind, table in rows:
+        if table is None and f"public.{name}" not in _OURS:
+            described = f"a {differences.RELATION_KINDS.get(kind, 'relation')}"
+        elif table is not None and f"public.{table}" != names[name]:
+            described = f"an index of public.{table}"
+        else:
+            continue
+        yield Finding(
+            "name-taken",
+            f"public.{name}",
+            described,
+            f"the name free for {names[name]}",
+            f"rename it: ALTER {'INDEX' if table else 'TABLE'} public.{name}"
+            f" RENAME TO {name}_before",
+        )
+
+
+def _names(revision: str) -> dict[str, str]:
+    """The names of our tables and of all indexes at a revision, each with its table."""
+    expected = declaration.at(revision)
+    indexes = {index.name: name for name, table in expected.items() for index in table.indexes}
+    return indexes | {name.partition(".")[2]: name for name in _OURS}
+
+
+def indexes_of_another_shape(found: dict[str, catalog.Table], newest: str) -> Iterator[Finding]:
+    """Find valid indexes of another shape where one is built online, which keeps what is valid.
+
+    Arguments:
+        found: our tables, by `schema.table`.
+        newest: where the upgrade goes.
+    """
+    expected = declaration.at(newest)
+    for name in (name for name in _OURS if name in found):
+        for index in expected[name].indexes:
+            there = found[name].index(index.name)
+            if index.name in tables.INDEXED_SINCE and there and there.valid and there != index:
+                yield Finding(
+                    "index-differs",
+                    f"public.{index.name}",
+                    there.definition,
+                    f"the name free, or {index.definition}",
+                    f"rename it: ALTER INDEX public.{index.name} RENAME TO {index.name}_before",
+                )
+
+
+def half_made(expected: catalog.Table, found: catalog.Table) -> Iterator[Finding]:
+    """Find what is not ours in an app table: what an interrupted run leaves is continued.
+
+    Arguments:
+        expected: what we add to the table.
+        found: the table.
+    """
+    if found.column(tables.LINK_COLUMN) is None:
+        for index in expected.indexes:
+            if found.index(index.name):
+                yield from _in_our_way(expected, found)
+                return
+        return
+    for finding in _in_our_way(expected, found):
+        left_by_interruption = finding.code == "index-missing" or finding.found.endswith(" INVALID")
+        if not left_by_interruption:
+            yield finding
+
+
+def policies_too_early(found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    """Find policies of our names before the revision that creates them.
+
+    Arguments:
+        found: our tables, by `schema.table`.
+    """
+    for policy in access.at(tables.POLICIES, access.POLICIES):
+        there = _policy(found, policy)
+        if there:
+            yield Finding(
+                "policy-unexpected",
+                f"public.{policy.table}: {policy.name}",
+                f"a policy of that name, USING {there.using} WITH CHECK {there.check}",
+                "none before revision " + tables.POLICIES,
+                f'DROP POLICY "{policy.name}" ON public.{policy.table}',
+            )
+
+
+def policies_to_replace(found: dict[str, catalog.Table]) -> Iterator[Finding]:
+    """Find policies that are not the plan's any more: replacing them could open or close rows.
+
+    Arguments:
+        found: our tables, by `schema.table`.
+    """
+    for policy in access.at(tables.POLICIES, access.POLICIES):
+        there = _policy(found, policy)
+        expected = catalog.Policy(
+            policy.name, policy.command, policy.permissive, policy.roles, policy.using, policy.check
+        )
+        if there != expected and f"public.{policy.table}" in found:
+            drop = f'DROP POLICY "{policy.name}" ON public.{policy.table};\n' if there else ""
+            yield Finding(
+                "policy-differs" if there else "policy-missing",
+                f"public.{policy.table}: {policy.name}",
+                differences.described(there) if there else "nothing",
+                differences.described(expected),
+                "keep a policy of your own under another name, and restore the plan's:\n"
+                f"{drop}{access.create_policy(policy)};",
+            )
+
+
+def _policy(found: dict[str, catalog.Table], policy: access.Policy) -> catalog.Policy | None:
+    table = found.get(f"public.{policy.table}")
+    return next((p for p in table.policies if p.name == policy.name), None) if table else None
