@@ -247,6 +247,8 @@ def protection(compare: dict[str, Any], scaling: dict[str, Any]) -> str:
     scores = next(name for name in size["figures"] if name.startswith("all my scores"))
     slow = size["figures"][f"the plan's schema: {scores}"]["median"]
     fast = size["figures"][scores]["median"]
+    most = scaling["sizes"][-1]
+    fast_among_most = most["figures"][scores]["median"]
     return f"""\
 | the plan's SQL, run as it stands | `langfuse-schema upgrade head` |
 |---|---|
@@ -254,7 +256,7 @@ def protection(compare: dict[str, Any], scaling: dict[str, Any]) -> str:
 | one long transaction, and everybody queues behind the ALTER that waits for it | steps back after 500 ms, lets everybody through, tries again, says who is in the way |
 | of pods that deploy at the same time most fail | one migrates, the others wait and exit with 0 |
 | killed halfway: somebody finds out what is there and what is not | run the same command again; tried at every statement and COMMIT |
-| reading one's own scores costs everybody's: {shortened(slow)} ms among 1 M | {shortened(fast)} ms, at any size |
+| reading one's own scores costs everybody's: {shortened(slow)} ms among 1 M | {shortened(fast)} ms, and {shortened(fast_among_most)} ms among {most["rows"] // _MILLION} M |
 | the public key reads and deletes two of the tables, or, in projects since 2026, the server's own key reads none | who may do what is stated, and the same in both |
 | eight items to tick by hand | `langfuse-schema verify`, exit code 0 or 1 |"""
 

@@ -66,23 +66,6 @@ embedded.dev(Path(sys.argv[1]), lambda line: print(line, flush=True))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _programs_go_to_a_folder_of_this_run() -> Iterator[None]:
-    """As root in a closed home the programs are copied; leave nothing of it in /var/tmp.
-
-    Not in /dev/shm, from which containers may not execute.
-    """
-    if "LANGFUSE_SCHEMA_SHARED_FOLDER" in os.environ:
-        yield
-        return
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
-    path.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))
-        yield
-    shutil.rmtree(path)
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that `nobody` can enter, too: pytest's own are below a closed one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -25,23 +24,6 @@ ROOM = 1 << 30  # bytes; a cluster is 40 MB, and /dev/shm has 64 MB in plain con
 AOI = "a0000000-0000-4000-8000-000000000001"
 API_ROLES = ["anon", "authenticated", "service_role"]
 APP_TABLES = ["ai_coach_messages", "encouragement_messages", "reflections"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs_go_to_a_folder_of_this_run() -> Iterator[None]:
-    """As root in a closed home the programs are copied; leave nothing of it in /var/tmp.
-
-    Not in /dev/shm, from which containers may not execute.
-    """
-    if "LANGFUSE_SCHEMA_SHARED_FOLDER" in os.environ:
-        yield
-        return
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
-    path.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))
-        yield
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module", params=[18, 16])
