@@ -9,11 +9,11 @@ Why: beyond the plan. Its policies say the right thing, but ask auth.uid() once 
     traces becomes a condition of the index on langfuse_scores.trace_id, which EXISTS and IN do
     not; but the list is made first, even to look up one trace. Medians in ms at 2 M traces and
     2 M scores, the plan's policies to ours with the indexes of 20261123000002, on PostgreSQL 18
-    and, in brackets, 16; a busy machine, so read them as ratios (benchmarks/rls.py). A user with
-    20 traces: all scores 385 to 1.0 (508 to 0.6), one trace's scores 0.5 to 0.4 (0.2 to 0.4). A
-    user with 50,000: all scores 2252 to 1460 (1962 to 1342), a count 1011 to 201 (589 to 149),
-    and on the other side one trace's scores 0.6 to 17 (0.2 to 23), the latest 20 scores 443 to
-    534 (246 to 284). To add a score, EXISTS looks up one trace: 0.06 to 0.07 (0.09 to 0.07).
+    and, in brackets, 16 (benchmarks/rls.py). A user with 20 traces: all scores 130 to 0.63 (166
+    to 0.42), one trace's scores 0.21 to 0.15 (0.22 to 0.17). A user with 50,000: all scores 583
+    to 488 (669 to 469), a count 265 to 51 (285 to 56), and on the other side one trace's scores
+    0.33 to 6.9 (0.33 to 7.3), the latest 20 scores 94 to 107 (93 to 120). To add a score, EXISTS
+    looks up one trace: 0.14 (0.20) as a prepared statement, without any policy 0.10 (0.17).
 Locks: ACCESS EXCLUSIVE on the four tables, waited for at most one lock_timeout together and
     held for milliseconds.
 Duration: milliseconds; it grows with nothing.

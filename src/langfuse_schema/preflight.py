@@ -43,11 +43,12 @@ def check(
         Findings, all of them; empty if the upgrade can go ahead.
     """
     found = catalog.read(connection, [*_OURS, *_APPS], catalog.SHAPE).tables
-    findings = list(_server(connection))
+    around = _around(connection)
+    findings = list(_server(around))
     if applied:
         findings += obstacles.gone(found, applied[0])
     if pending:
-        findings += _version_table(connection)
+        findings += _version_table(connection, around)
         findings += obstacles.names_taken(connection, max(applied, default=""), max(pending))
         findings += obstacles.indexes_of_another_shape(found, max(pending))
         findings += surroundings.invalid_leftovers(found, max(applied, default=None), max(pending))
@@ -55,12 +56,12 @@ def check(
             findings += surroundings.not_owned(connection, found)
     if tables.CORE in pending:
         findings += _users(connection)
-        findings += _schema_public(connection)
+        findings += _schema_public(connection, around)
         findings += obstacles.plan_or_strangers(found)
     if tables.LINKS in pending:
         findings += _app_tables(connection, found)
     if tables.POLICIES in pending:
-        findings += _uid(connection)
+        findings += _uid(around)
         if tables.CORE not in pending:
             findings += obstacles.policies_too_early(found)
     elif tables.HARDENED in pending:
@@ -131,7 +132,8 @@ def check_writable(connection: Connection) -> list[Finding]:
     Arguments:
         connection: to the database; only read.
     """
-    return [*_server(connection), *_version_table(connection)]
+    around = _around(connection)
+    return [*_server(around), *_version_table(connection, around)]
 
 
 def unknown_revision(found: str, known: Sequence[str]) -> Finding:
@@ -151,23 +153,38 @@ def unknown_revision(found: str, known: Sequence[str]) -> Finding:
     )
 
 
-def _server(connection: Connection) -> Iterator[Finding]:
-    version, read_only, recovering = connection.execute(
-        text(
-            "SELECT current_setting('server_version_num')::int / 10000,"
-            " current_setting('transaction_read_only') = 'on', pg_is_in_recovery()"
-        )
-    ).one()
-    if version < OLDEST_SERVER:
+# In one query, since each costs a round trip to a server that may be far away.
+_AROUND = text(
+    """
+    SELECT current_setting('server_version_num')::int / 10000 AS version,
+           current_setting('transaction_read_only') = 'on' AS read_only,
+           pg_is_in_recovery() AS recovering,
+           EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema) AS has_version_schema,
+           has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
+           (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
+            WHERE nspname = 'public') AS may_create_in_public,
+           EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                   WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0
+                   AND p.prorettype = 'uuid'::regtype) AS has_uid
+    """
+)
+
+
+def _around(connection: Connection) -> Any:  # noqa: ANN401 - a row of a textual query has no static type
+    return connection.execute(_AROUND, {"schema": VERSION_SCHEMA}).one()
+
+
+def _server(around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
+    if around.version < OLDEST_SERVER:
         yield Finding(
             "server-too-old",
             "server_version",
-            f"PostgreSQL {version}",
+            f"PostgreSQL {around.version}",
             f"PostgreSQL {OLDEST_SERVER} or newer",
             "upgrade the server first",
         )
-    if read_only:
-        where = "a standby server" if recovering else "a session that may only read"
+    if around.read_only:
+        where = "a standby server" if around.recovering else "a session that may only read"
         yield Finding(
             "session-read-only",
             "transaction_read_only",
@@ -177,25 +194,13 @@ def _server(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _version_table(connection: Connection) -> Iterator[Finding]:
-    there, may_create = connection.execute(
-        text(
-            "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema),"
-            " has_database_privilege(current_database(), 'CREATE')"
-        ),
-        {"schema": VERSION_SCHEMA},
-    ).one()
-    if not there and not may_create:
+def _version_table(connection: Connection, around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
+    if not around.has_version_schema and not around.may_create_schema:
         yield _privilege(connection, "CREATE", "DATABASE", _current(connection, "database"))
 
 
-def _schema_public(connection: Connection) -> Iterator[Finding]:
-    allowed = connection.execute(
-        text(
-            "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = 'public'"
-        )
-    ).scalar()
-    if allowed is None:
+def _schema_public(connection: Connection, around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
+    if around.may_create_in_public is None:
         yield Finding(
             "schema-missing",
             "public",
@@ -203,7 +208,7 @@ def _schema_public(connection: Connection) -> Iterator[Finding]:
             "the schema public",
             "CREATE SCHEMA public",
         )
-    elif not allowed:
+    elif not around.may_create_in_public:
         yield _privilege(connection, "CREATE", "SCHEMA", "public")
 
 
@@ -277,15 +282,8 @@ def _is_member(connection: Connection, owner: str) -> bool:
     return bool(connection.execute(member, {"owner": owner}).scalar())
 
 
-def _uid(connection: Connection) -> Iterator[Finding]:
-    there = connection.execute(
-        text(
-            "SELECT count(*) FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace"
-            " WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0"
-            " AND p.prorettype = 'uuid'::regtype"
-        )
-    ).scalar()
-    if not there:
+def _uid(around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
+    if not around.has_uid:
         yield Finding(
             "uid-function-missing",
             "auth.uid()",

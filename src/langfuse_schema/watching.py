@@ -109,12 +109,16 @@ class Watcher:
             self._line.end()
 
     def _run(self) -> None:
+        # Most runs are over before there is anything to see, and need no second connection.
+        if self._ended.wait(self._interval):
+            return
         try:
             with (
                 sessions.second_connection(self._connection) as driver_connection,
                 driver_connection.cursor() as cursor,
             ):
                 self._connected = True
+                self._look(cursor)
                 while not self._ended.wait(self._interval):
                     self._look(cursor)
         except Exception as error:  # noqa: BLE001 - a run goes on without eyes, whatever the driver raises
