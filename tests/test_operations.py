@@ -155,7 +155,7 @@ def test_what_was_dumped_before_a_downgrade_can_be_put_back(
     assert (tmp_path / "reflections.csv").exists()
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url)
-    shell(database, 'psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f langfuse.sql')
+    shell(database, 'psql "$DATABASE_URL" -f langfuse.sql')
     assert database.execute("SELECT * FROM langfuse_traces ORDER BY id") == before != []
     assert verify(database.url) == []
 

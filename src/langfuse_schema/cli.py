@@ -187,6 +187,7 @@ def _run(config: Config, options: Namespace) -> int:
             *[values.get(name) for name in positional],
             **{name: values.get(name) for name in keywords},
         )
+        sys.stdout.flush()
     except CommandError as error:
         if options.raiseerr:
             raise
