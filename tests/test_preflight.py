@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support import AOI, CORE, LINKS, POLICIES, SUPERUSER, Database, langfuse_schema
 
-from langfuse_schema import migrations
+from langfuse_schema import migrations, preflight
 
 if TYPE_CHECKING:
     from conftest import OwnServer
@@ -163,3 +163,25 @@ def test_a_table_of_ours_that_a_stranger_owns_is_an_error(database: Database) ->
 def test_a_missing_right_is_an_error(database: Database, revoked: str, place: str) -> None:
     database.execute(revoked, SUPERUSER)
     assert codes(database) == [("error", "privilege-missing", place)]
+
+
+def test_a_server_that_is_too_old_is_an_error(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "OLDEST_SERVER", 99)
+    found = migrations.preflight_report(migrations.config_for(database.url))
+    (finding,) = found.findings
+    assert (finding.code, finding.expected) == ("server-too-old", "PostgreSQL 99 or newer")
+
+
+def test_without_the_schema_public_nothing_can_be_there(database: Database) -> None:
+    database.execute("ALTER SCHEMA public RENAME TO elsewhere", SUPERUSER)
+    found = {code for _, code, _ in codes(database)}
+    assert found == {"schema-missing", "app-table-missing"}
+
+
+def test_one_table_of_the_plan_among_none_is_an_error(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute("DROP TABLE langfuse_scores, langfuse_traces, rate_limit_logs")
+    migrations.stamp(database.url, "base")
+    assert codes(database) == [("error", "table-unexpected", "public.langfuse_batch_runs")]

@@ -149,7 +149,7 @@ def default_privileges(connection: Connection) -> dict[str, str]:
             " FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS acl"
             " JOIN pg_roles AS r ON r.oid = acl.grantee"
             " WHERE d.defaclobjtype = 'r' AND d.defaclrole = CAST(current_user AS regrole)"
-            " AND d.defaclnamespace = CAST('public' AS regnamespace)"
+            " AND d.defaclnamespace = to_regnamespace('public')"
             " AND r.rolname = ANY (:roles) GROUP BY 1 ORDER BY 1"
         ),
         {"roles": list(access.API_ROLES)},
