@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from support import CHECKOUT, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.version_info < (3, 11), reason="langfuse needs Python 3.11"),
+]
 
 CONSUMER = Path(__file__).parent / "consumer" / "app.py"
 

@@ -59,7 +59,12 @@ def test_scripts_go_step_by_step_in_both_directions(
     assert database.catalog() == above_catalog
     down = printed("downgrade", f"{PLAN_REVISIONS[position]}:{below}")
     run_script(psql, database, down)
-    assert database.catalog() == below_catalog
+    below_scripted = database.catalog()
+    if below == "base":
+        # Older releases of Alembic drop their empty table in scripts, though never online.
+        for found in (below_scripted, below_catalog):
+            found.tables.pop("langfuse_migrations.alembic_version", None)
+    assert below_scripted == below_catalog
 
 
 def test_the_script_sets_its_timeouts() -> None:
