@@ -28,7 +28,7 @@ check: .venv/dev.stamp
 ## matrix: the fast tests over Pythons, SQLAlchemys, Alembics and PostgreSQLs (pyproject.toml)
 matrix: .venv/dev.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check 'tox>=4.25'
-	PATH="$$PATH:$$(printf '%s:' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)" $(BIN)/tox
+	PATH="$$PATH$$(printf ':%s' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)" $(BIN)/tox
 
 ## benchmark: what it costs and saves, beside a bare Alembic project and the plan's SQL
 benchmark: .venv/dev.stamp

@@ -1,4 +1,4 @@
-"""Alembic's environment: the wiring. What it wires stands in langfuse_schema.migrations."""
+"""Alembic's environment: the wiring. What it wires stands in langfuse_schema.environment."""
 
 from typing import Any
 

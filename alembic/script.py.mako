@@ -4,7 +4,7 @@ Why: which question or promise this serves.
 Locks: which tables, how strong, how long. Whoever waits behind us waits that long.
 Duration: what it grows with.
 Reversible: what a downgrade loses.
-If interrupted: what stays behind, and that `alembic upgrade head` again heals it.
+If interrupted: what stays behind, and that the same command again heals it.
 
 A revision is frozen history: it imports alembic, sqlalchemy, the standard library and
 langfuse_schema.operations, never tables or access. Indexes on tables that may hold rows are

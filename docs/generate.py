@@ -258,7 +258,7 @@ def protection(compare: dict[str, Any], scaling: dict[str, Any]) -> str:
 | killed halfway: somebody finds out what is there and what is not | run the same command again; tried at every statement and COMMIT |
 | reading one's own scores costs everybody's: {shortened(slow)} ms among 1 M | {shortened(fast)} ms, and {shortened(fast_among_most)} ms among {most["rows"] // _MILLION} M |
 | the public key reads and deletes two of the tables, or, in projects since 2026, the server's own key reads none | who may do what is stated, and the same in both |
-| eight items to tick by hand | `langfuse-schema verify`, exit code 0 or 1 |"""
+| eight items to tick by hand | `langfuse-schema verify`, with an exit code |"""
 
 
 _MILLION = 1_000_000

@@ -240,7 +240,11 @@ class TestOursAlreadyThere:
     @pytest.mark.parametrize("revision", PLAN_REVISIONS)
     def test_the_plan_run_by_hand_names_the_stamp(self, database: Database, revision: str) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS[: PLAN_REVISIONS.index(revision) + 1]))
-        refused(database, "plan-already-run", f"alembic stamp {revision} && alembic upgrade head")
+        refused(
+            database,
+            "plan-already-run",
+            f"langfuse-schema stamp {revision} && langfuse-schema upgrade head",
+        )
 
     def test_the_named_stamp_adopts_it(self, database: Database) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS))
@@ -256,7 +260,9 @@ class TestVersionTable:
             "DROP TABLE langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs"
             " CASCADE"
         )
-        refused(database, "revision-without-tables", f"revision {before[0][0]}", "alembic stamp")
+        refused(
+            database, "revision-without-tables", f"revision {before[0][0]}", "langfuse-schema stamp"
+        )
 
     def test_the_named_stamp_heals_a_reset(self, database: Database) -> None:
         migrations.upgrade(database.url)
@@ -307,7 +313,8 @@ class TestPrivileges:
         name = database.url.database
         database.execute(f'ALTER DATABASE "{name}" OWNER TO supabase_admin', SUPERUSER)
         database.execute("GRANT CREATE ON SCHEMA public TO postgres", SUPERUSER)
-        refused(database, "privilege-missing", f'GRANT CREATE ON DATABASE {name} TO "postgres"')
+        grant = f'GRANT CREATE ON DATABASE "{name}" TO "postgres"'
+        refused(database, "privilege-missing", grant)
 
     def test_no_right_to_make_tables(self, database: Database) -> None:
         database.execute("ALTER SCHEMA public OWNER TO supabase_admin", SUPERUSER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
@@ -147,7 +148,10 @@ class TestOurCommandLine:
             assert langfuse_schema(None, name).code == 2
 
     def test_version(self) -> None:
-        assert langfuse_schema(None, "--version").stdout == "langfuse-schema 0.1.0\n"
+        assert (
+            langfuse_schema(None, "--version").stdout
+            == f"langfuse-schema {version('langfuse-schema')}\n"
+        )
 
     @pytest.mark.parametrize("name", cli._EXAMPLES_OF)
     def test_the_help_of_every_command_shows_examples_that_work(

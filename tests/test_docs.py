@@ -45,6 +45,7 @@ ELSEWHERE = {
     "supabase ": "run by test_supabase_cli",
     "langfuse-schema dev": "run by test_embedded and test_fresh_clone",
     "pg_dump ": "run by test_operations",
+    "for t in ": "run by test_operations",
     "psql ": "run by test_operations",
 }
 """Commands that are run, or not, for the reason beside them, by the beginning of the line."""

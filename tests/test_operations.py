@@ -17,6 +17,7 @@ from support import (
     PLAN_REVISIONS,
     POLICIES,
     SUPERUSER,
+    TRACE,
     Database,
     environment,
     insert_example_rows,
@@ -142,21 +143,32 @@ def shell(server: TestServer, tmp_path: Path) -> Callable[[Database, str], None]
     return run
 
 
-def test_what_was_dumped_before_a_downgrade_can_be_put_back(
-    database: Database, shell: Callable[[Database, str], None], tmp_path: Path
+def test_what_was_kept_before_a_downgrade_can_be_put_back(
+    database: Database, shell: Callable[[Database, str], None]
 ) -> None:
+    def contents() -> list[object]:
+        queries = ["SELECT * FROM langfuse_traces ORDER BY id"]
+        queries += [f"SELECT id, langfuse_trace_id FROM {t} ORDER BY id" for t in tables.APP_TABLES]
+        return [database.execute(query) for query in queries]
+
     migrations.upgrade(database.url)
     insert_example_rows(database)
-    before = database.execute("SELECT * FROM langfuse_traces ORDER BY id")
-    dumped = re.findall(r"^\$ ((?:pg_dump|psql) .*)$", PAGE, re.MULTILINE)
-    assert len(dumped) == 2
-    for command in dumped:
+    for table in tables.APP_TABLES:
+        database.execute(f"UPDATE {table} SET langfuse_trace_id = '{TRACE.format(1)}'")
+    before = contents()
+    keeping, _, restoring = PAGE.partition("## Restoring")
+    kept, restored = (
+        re.findall(r"^ *\$ ((?:pg_dump|psql|for) .*)$", part, re.MULTILINE)
+        for part in (keeping, restoring)
+    )
+    assert (len(kept), len(restored)) == (2, 2)
+    for command in kept:
         shell(database, command)
-    assert (tmp_path / "reflections.csv").exists()
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url)
-    shell(database, 'psql "$DATABASE_URL" -f langfuse.sql')
-    assert database.execute("SELECT * FROM langfuse_traces ORDER BY id") == before != []
+    for command in restored:
+        shell(database, command)
+    assert contents() == before
     assert verify(database.url) == []
 
 

@@ -11,7 +11,7 @@ Duration: the index build grows with the rows of the app table, and waits for tr
 Reversible: yes; the downgrade drops the columns, with the links they hold, in one transaction.
     It takes ACCESS EXCLUSIVE on the three tables and langfuse_traces for milliseconds.
 If interrupted: the columns and indexes made so far stay, perhaps one index INVALID. Run
-    `alembic upgrade head` again: it goes on where it stopped, and builds such an index anew.
+    the same command again: it goes on where it stopped, and builds such an index anew.
 
 Revision ID: 20251113000004
 Revises: 20251113000003

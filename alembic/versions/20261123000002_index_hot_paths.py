@@ -14,8 +14,8 @@ Duration: grows with the rows of both tables; each build also waits for transact
     open when it began.
 Reversible: yes; nothing is lost. The downgrade drops the indexes in one transaction, under
     ACCESS EXCLUSIVE on the two tables for milliseconds.
-If interrupted: an index stays, finished or INVALID. Run `alembic upgrade head` again: it keeps
-    what is finished and builds the rest.
+If interrupted: an index stays, finished or INVALID. Run the same command again: it keeps what
+    is finished and builds the rest.
 
 Revision ID: 20261123000002
 Revises: 20261123000001

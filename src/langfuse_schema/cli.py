@@ -36,8 +36,7 @@ _ALEMBIC_COMMANDS = (
 
 _FAILED = 1
 _CANNOT_RUN = 2
-_INTERRUPTED = 130
-_READER_GONE = 141
+_BY_SIGNAL = 128  # and its number, as shells have it
 
 _DESCRIPTION = """\
 The Langfuse tables of a Supabase app, as Alembic revisions.
@@ -197,10 +196,11 @@ def _run(config: Config, options: Namespace) -> int:
     except BrokenPipeError:
         # Whoever read the output, like `head`, has seen enough. Nothing is left to be flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _READER_GONE
-    except KeyboardInterrupt:
+        return _BY_SIGNAL + signal.SIGPIPE
+    except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        return _INTERRUPTED
+        number: int = next(iter(interrupt.args), signal.SIGINT)
+        return _BY_SIGNAL + number
     return code or 0
 
 

@@ -130,7 +130,7 @@ def _busy(holder: str, waited: float) -> Finding:
         "one runner at a time",
         "if it works, wait for it: run the same command again, or with a longer"
         " -x lock_deadline=1h\nto look at it:\n"
-        f"psql -c {_quoted(HOLDER_QUERY)}\n"
+        f'psql "$DATABASE_URL" -c {_quoted(HOLDER_QUERY)}\n'
         "to end it, which is safe: SELECT pg_terminate_backend(pid)",
     )
 

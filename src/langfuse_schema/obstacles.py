@@ -46,7 +46,7 @@ def gone(found: dict[str, catalog.Table], applied: str) -> Iterator[Finding]:
             + ", ".join(f"{name}.{tables.LINK_COLUMN}" if name in found else name for name in lost),
             "what the revision made, or no revision",
             "the tables were dropped or a restore left them out. To make them anew:\n"
-            "alembic stamp base && alembic upgrade head"
+            "langfuse-schema stamp base && langfuse-schema upgrade head"
             if all_lost
             else "restore what is missing from a backup, or make it anew with what this prints:\n"
             "langfuse-schema verify",
@@ -68,7 +68,7 @@ def plan_or_strangers(found: dict[str, catalog.Table]) -> Iterator[Finding]:
                 ", ".join(ours),
                 f"what the plan's SQL makes up to {adopted}, but no revision",
                 "none of it, or the revision that it amounts to",
-                f"adopt it: alembic stamp {adopted} && alembic upgrade head",
+                f"adopt it: langfuse-schema stamp {adopted} && langfuse-schema upgrade head",
             )
             return
         yield from _in_the_way(found, ours)

@@ -65,12 +65,12 @@ def _is_shared(connection: Connection) -> bool:
             theirs = rival.enter(patience)
             if theirs in backends:
                 return True
-            # If we are served while the rival waits in line, we have a backend to ourselves.
             backends |= _backends(connection)
-            if theirs is None:
-                return False
             if len(backends) > 1:
                 return True
+            # If we are served while the rival waits in line, we have a backend to ourselves.
+            if theirs is None:
+                return False
             rival.leave()
     finally:
         rival.leave()

@@ -149,7 +149,7 @@ def unknown_revision(found: str, known: Sequence[str]) -> Finding:
         found,
         "one of " + ", ".join(known),
         "a newer release migrated this database: pip install --upgrade langfuse-schema\n"
-        "or, if you know what the database holds: alembic stamp --purge REVISION",
+        "or, if you know what the database holds: langfuse-schema stamp --purge REVISION",
     )
 
 
@@ -295,12 +295,13 @@ def _uid(around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
 
 def _privilege(connection: Connection, privilege: str, kind: str, name: str) -> Finding:
     role = _current(connection, "user")
+    granted = f'"{name}"' if kind == "DATABASE" else name
     return Finding(
         "privilege-missing",
         name,
         f"{role} may not {privilege}",
         f"{privilege} on {kind.lower()} {name}",
-        f'as its owner: GRANT {privilege} ON {kind} {name} TO "{role}"',
+        f'as its owner: GRANT {privilege} ON {kind} {granted} TO "{role}"',
     )
 
 

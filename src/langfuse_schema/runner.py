@@ -245,7 +245,7 @@ class _Run:
             place,
             f"locked, for {self._options.lock_deadline:g} s on end, by\n{blockers}",
             f"the lock within {self._options.lock_timeout:g} s of one of our tries",
-            f"the database is at {reached}, and nothing is half done. Wait for these sessions, or"
-            " end them:\nSELECT pg_terminate_backend(pid)\nthen run the same command again;"
-            " -x lock_deadline=1h waits longer",
+            f"the database is at {reached}; what is finished stays, and the next run goes on from"
+            " there. Wait for these sessions, or end them:\nSELECT pg_terminate_backend(pid)\nthen"
+            " run the same command again; -x lock_deadline=1h waits longer",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -199,11 +200,20 @@ def session_settings(options: Options) -> dict[str, str]:
     }
 
 
+_LOGIN_REFUSED = (
+    "authentication failed",
+    "no password supplied",
+    "Tenant or user not found",  # Supabase's pooler
+)
+
+
 def _connection_finding(url: URL, error: DBAPIError) -> Finding:
     reason = str(error.orig).strip()
     shown = url.render_as_string(hide_password=True)
     database = url.database or ""
-    if "password authentication failed" in reason or "no password supplied" in reason:
+    if any(text in reason for text in _LOGIN_REFUSED) or re.search(
+        r'role ".*" does not exist', reason
+    ):
         return Finding(
             "login-refused",
             shown,
@@ -257,7 +267,7 @@ def errors_for_users(what: str) -> Iterator[None]:
             f"server-refused {code}".strip(),
             what,
             str(cause).strip(),
-            "that the statement succeeds; the step it belongs to was rolled back",
+            "that the statement succeeds; its transaction was rolled back",
             _REMEDIES.get(code, "mend what the message names, then run the same command again"),
         )
         raise SchemaError([finding]) from error
