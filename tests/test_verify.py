@@ -20,7 +20,7 @@ from support import (
     plan_sql,
 )
 
-from langfuse_schema import migrations
+from langfuse_schema import catalog, migrations
 from langfuse_schema.findings import SchemaError
 from langfuse_schema.verify import verify
 
@@ -237,3 +237,15 @@ def test_what_cannot_be_compared(database: Database) -> None:
 
 def test_it_is_no_command_of_alembic(database: Database) -> None:
     assert alembic(database, "verify").code == 2
+
+
+def test_what_is_dropped_while_it_is_read_is_gone(database: Database) -> None:
+    migrations.upgrade(database.url)
+    engine = sa.create_engine(database.url, isolation_level="REPEATABLE READ")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1 FROM pg_class LIMIT 1")
+        database.execute("DROP INDEX public.idx_langfuse_scores_status")
+        found = catalog.read(connection).tables["public.langfuse_scores"]
+    engine.dispose()
+    assert found.index("idx_langfuse_scores_status") is None
+    assert found.index("idx_langfuse_scores_trace_id") is not None

@@ -222,6 +222,9 @@ _PARTS = {
         FROM pg_rewrite AS r WHERE r.ev_class = ANY (CAST(:tables AS oid[]))
         ORDER BY r.ev_class, r.rulename""",
 }
+_DEFINED = ("constraints", "indexes", "triggers", "rules")
+"""The parts whose second column is a definition, which is never empty."""
+
 _PART_QUERIES = {part: text(query) for part, query in _PARTS.items()}
 
 SHAPE = ("columns", "constraints", "indexes", "policies")
@@ -299,7 +302,10 @@ def _grouped(
     if tables:
         parameters = {"tables": [row.oid for row in tables]}
         for table, *values in connection.execute(_PART_QUERIES[part], parameters):
-            found[table].append(tuple(values))
+            # PostgreSQL prints definitions as of now, not as of the snapshot of a transaction.
+            dropped_meanwhile = part in _DEFINED and values[1] is None
+            if not dropped_meanwhile:
+                found[table].append(tuple(values))
     return found
 
 
