@@ -46,8 +46,10 @@ BEGIN
 END
 $$;
 
--- Through pg_database_owner the owner of the database owns public; so it is from PostgreSQL 15 on.
+-- Through pg_database_owner the owner of the database owns public, and nobody else creates in it;
+-- so it is from PostgreSQL 15 on.
 ALTER SCHEMA public OWNER TO pg_database_owner;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO postgres, anon, authenticated, service_role;
 
 -- Default privileges: two worlds -----------------------------------------------------------------
