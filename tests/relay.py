@@ -85,7 +85,7 @@ class Relay:
     def _forward_statements(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError, EOFError):
             length = receive(client, 4)
-            server.sendall(length + receive(client, int.from_bytes(length) - 4))
+            server.sendall(length + receive(client, int.from_bytes(length, "big") - 4))
             while True:
                 kind, message = receive_message(client)
                 stopping = False
