@@ -133,7 +133,7 @@ def receive(source: socket.socket, size: int) -> bytes:
 
 def receive_message(source: socket.socket) -> tuple[bytes, bytes]:
     header = receive(source, _HEADER)
-    return header[:1], header + receive(source, int.from_bytes(header[1:]) - 4)
+    return header[:1], header + receive(source, int.from_bytes(header[1:], "big") - 4)
 
 
 @contextlib.contextmanager
