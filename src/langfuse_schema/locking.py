@@ -31,20 +31,22 @@ _CLASS, _OBJECT = 0x6C616E67, 0x66757365
 _POLL_SECONDS = 0.2
 _REMINDER_SECONDS = 30.0
 
-_HELD = (
-    f"l.locktype = 'advisory' AND l.classid = {_CLASS} AND l.objid = {_OBJECT}"
+HOLDER_QUERY = (
+    "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
+    " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid"
+    f" WHERE l.locktype = 'advisory' AND l.classid = {_CLASS} AND l.objid = {_OBJECT}"
     " AND l.objsubid = 2 AND l.granted"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
-
-HOLDER_QUERY = (
-    "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
-    f" FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE {_HELD}"
-)
 """Who holds the runner lock of this database; for people too."""
 
-# Asked before every step: pg_stat_activity costs five times as much.
-_HOLDER_PID = f"SELECT pg_backend_pid(), (SELECT min(l.pid) FROM pg_locks AS l WHERE {_HELD})"
+# Taken twice, so that a holder can let go of it once, as a proof, and never be without it.
+# Reading pg_locks before every step would look at each lock of the whole server.
+_TAKE = f"pg_try_advisory_lock({_CLASS}, {_OBJECT})"
+_LET_GO = f"pg_advisory_unlock({_CLASS}, {_OBJECT})"
+_TAKE_TWICE = f"SELECT CASE WHEN {_TAKE} THEN {_TAKE} ELSE false END"
+_PROVE = f"SELECT CASE WHEN {_LET_GO} THEN {_TAKE} ELSE false END"
+_LET_GO_TWICE = f"SELECT {_LET_GO}, {_LET_GO}"
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def runner_lock(connection: Connection, deadline: float) -> Iterator[None]:
     finally:
         if not (connection.closed or connection.invalidated):
             connection.rollback()
-            connection.execute(text(f"SELECT pg_advisory_unlock({_CLASS}, {_OBJECT})"))
+            connection.exec_driver_sql(_LET_GO_TWICE)
             connection.commit()
 
 
@@ -77,14 +79,15 @@ def ensure_held(connection: Connection) -> None:
     Raises:
         SchemaError: it is another, which a pooler chose.
     """
-    backend, holder = connection.exec_driver_sql(_HOLDER_PID).one()
-    if backend != holder:
+    if not connection.exec_driver_sql(_PROVE).scalar():
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
         raise SchemaError(
             [
                 Finding(
                     "runner-lock-lost",
                     "the runner lock",
-                    f"backend {backend} is to act, but {holder or 'nobody'} holds the lock",
+                    f"backend {backend} is to act, but the lock is held by"
+                    f" {_holder(connection) or 'nobody'}",
                     "one backend for the whole run",
                     "connect directly, or through a pooler in session mode",
                 )
@@ -108,7 +111,7 @@ def _acquire(connection: Connection, deadline: float) -> None:
 
 
 def _try(connection: Connection) -> bool:
-    taken = connection.execute(text(f"SELECT pg_try_advisory_lock({_CLASS}, {_OBJECT})")).scalar()
+    taken = connection.exec_driver_sql(_TAKE_TWICE).scalar()
     connection.commit()
     return bool(taken)
 
