@@ -106,16 +106,17 @@ def create_index_online(
     Raises:
         CommandError: the name belongs to something else.
     """
+    kind = "UNIQUE INDEX" if unique else "INDEX"
+    # As PostgreSQL prints it, so that what was built beforehand can be compared with it.
+    body = f"{name} ON public.{table} USING btree ({', '.join(columns)})"
+    if where:
+        body += f" WHERE ({where})"
     if op.get_context().opts.get("plain_indexes"):
         # A file of `export` is one transaction, in which CONCURRENTLY cannot be.
-        _create_index(name, table, columns, unique=unique, where=where)
+        op.execute(f"CREATE {kind} IF NOT EXISTS {body}")
         return
     offline = context.is_offline_mode()
-    definition = (
-        f"CREATE {'UNIQUE ' if unique else ''}INDEX {name} ON public.{table}"
-        f" USING btree ({', '.join(columns)}){f' WHERE ({where})' if where else ''}"
-    )
-    kept, left = (False, False) if offline else _found(name, table, definition)
+    kept, left = (False, False) if offline else _found(name, table, f"CREATE {kind} {body}")
     if kept:
         return
     with op.get_context().autocommit_block():
@@ -124,41 +125,13 @@ def create_index_online(
         with op.get_context().opts.get("online_build", nullcontext)(f"public.{table}"):
             if offline:
                 _drop_invalid_index(name)
-            elif left:
-                op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
-            _create_index(
-                name,
-                table,
-                columns,
-                unique=unique,
-                where=where,
-                concurrently=True,
-                # Online we looked; what came in between is an error, not to be passed over.
-                if_not_exists=offline,
-            )
+                op.execute(f"CREATE {kind} CONCURRENTLY IF NOT EXISTS {body}")
+            else:
+                if left:
+                    op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
+                # We looked; what came in between is an error, not to be passed over.
+                op.execute(f"CREATE {kind} CONCURRENTLY {body}")
         _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")
-
-
-def _create_index(  # noqa: PLR0913 - those of the caller
-    name: str,
-    table: str,
-    columns: Sequence[str],
-    *,
-    unique: bool,
-    where: str | None,
-    concurrently: bool = False,
-    if_not_exists: bool = True,
-) -> None:
-    op.create_index(
-        name,
-        table,
-        list(columns),
-        schema="public",
-        unique=unique,
-        if_not_exists=if_not_exists,
-        postgresql_concurrently=concurrently,
-        postgresql_where=text(where) if where else None,
-    )
 
 
 def _found(name: str, table: str, definition: str) -> tuple[bool, bool]:
