@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from langfuse_schema.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy.engine import URL
 
@@ -153,28 +153,31 @@ def apply_settings(connection: sa.Connection, options: Options) -> dict[str, str
         What the settings were before.
     """
     wanted = session_settings(options) | OPTIONAL_SETTINGS
+    before = _current(connection, wanted)
+    known = {name: value for name, value in wanted.items() if name in before}
     # The interval is refused where the operating system does not tell that a client is gone.
-    with suppress(DBAPIError):
-        return _set(connection, wanted)
-    connection.rollback()
-    del wanted[_CHECK_INTERVAL]
-    return _set(connection, wanted)
+    try:
+        _set(connection, known)
+    except DBAPIError:
+        connection.rollback()
+        del known[_CHECK_INTERVAL]
+        _set(connection, known)
+    return before
 
 
 _CHECK_INTERVAL = "client_connection_check_interval"
 
-# In this order: what a setting was is asked before it is set.
-_SET = sa.text(
-    "WITH wanted AS MATERIALIZED (SELECT name, value, current_setting(name, true) AS before"
-    " FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS setting (name, value))"
-    " SELECT name, before, set_config(name, value, false) FROM wanted WHERE before IS NOT NULL"
-)
+
+def _current(connection: sa.Connection, names: Iterable[str]) -> dict[str, str]:
+    """Those settings that the server has."""
+    calls = ", ".join(f"current_setting('{name}', true) AS {name}" for name in names)
+    row = connection.execute(sa.text(f"SELECT {calls}")).one()
+    return {name: value for name, value in row._asdict().items() if value is not None}
 
 
-def _set(connection: sa.Connection, settings: Mapping[str, str]) -> dict[str, str]:
-    """Set those settings that the server has, and return what they were."""
-    rows = connection.execute(_SET, {"names": list(settings), "values": list(settings.values())})
-    return {name: before for name, before, _ in rows}
+def _set(connection: sa.Connection, settings: Mapping[str, str]) -> None:
+    calls = ", ".join(f"set_config('{name}', :{name}, false)" for name in settings)
+    connection.execute(sa.text(f"SELECT {calls}"), dict(settings))
 
 
 OPTIONAL_SETTINGS = {
