@@ -146,21 +146,19 @@ _TABLES = text(
     """
     SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
            pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
-           c.relispartition,
-           ARRAY(SELECT pn.nspname || '.' || p.relname FROM pg_inherits AS i
-                 JOIN pg_class AS p ON p.oid = i.inhparent
-                 JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
-                 WHERE i.inhrelid = c.oid ORDER BY i.inhseqno) AS parents,
-           ARRAY(SELECT hn.nspname || '.' || h.relname FROM pg_inherits AS i
-                 JOIN pg_class AS h ON h.oid = i.inhrelid
-                 JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
-                 WHERE i.inhparent = c.oid ORDER BY 1) AS children
+           c.relispartition
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
     AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
     AND (CAST(:names AS text[]) IS NULL OR n.nspname || '.' || c.relname = ANY (:names))
     ORDER BY n.nspname, c.relname"""
 )
+
+_RELATIVES = """
+        SELECT i.{table}, n.nspname || '.' || c.relname FROM pg_inherits AS i
+        JOIN pg_class AS c ON c.oid = i.{relative}
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE i.{table} = ANY (CAST(:tables AS oid[])) ORDER BY i.{table}, {order}"""
 
 # What hangs on tables, by the kind of thing; the first column is the table.
 _PARTS = {
@@ -221,6 +219,8 @@ _PARTS = {
         SELECT r.ev_class, r.rulename, pg_get_ruledef(r.oid), r.ev_enabled::text
         FROM pg_rewrite AS r WHERE r.ev_class = ANY (CAST(:tables AS oid[]))
         ORDER BY r.ev_class, r.rulename""",
+    "parents": _RELATIVES.format(table="inhrelid", relative="inhparent", order="i.inhseqno"),
+    "children": _RELATIVES.format(table="inhparent", relative="inhrelid", order="2"),
 }
 _DEFINED = ("constraints", "indexes", "triggers", "rules")
 """The parts whose second column is a definition, which is never empty."""
@@ -322,8 +322,8 @@ def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Tabl
         row_security=row.relrowsecurity,
         force_row_security=row.relforcerowsecurity,
         is_partition=row.relispartition,
-        parents=tuple(row.parents),
-        children=tuple(row.children),
+        parents=tuple(name for (name,) in of("parents")),
+        children=tuple(name for (name,) in of("children")),
         columns=tuple(Column(*values) for values in of("columns")),
         constraints=tuple(Constraint(*values) for values in of("constraints")),
         indexes=tuple(Index(*values) for values in of("indexes")),

@@ -166,7 +166,7 @@ def run_online(context: EnvironmentContext, configure: Callable[..., None]) -> N
             terminal = commanded and sys.stderr.isatty()
             runner.run(context, configure, connection, options_of(config), terminal=terminal)
         else:
-            runner.known_heads(context)
+            runner.known_heads(context, connection)
             with context.begin_transaction():
                 context.run_migrations()
 

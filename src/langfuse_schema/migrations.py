@@ -10,7 +10,14 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from langfuse_schema import environment, pooling, preflight, sessions, surroundings
+from langfuse_schema import (
+    environment,
+    pooling,
+    preflight,
+    sessions,
+    surroundings,
+    version_table,
+)
 from langfuse_schema.database import Options
 from langfuse_schema.findings import Report
 
@@ -104,7 +111,7 @@ def preflight_report(config: Config) -> Report:
     """
     known = revisions(config)
     with environment.connection_of(config) as connection, sessions.errors_for_users("the database"):
-        applied = preflight.applied_revision(connection)
+        applied = next(iter(version_table.heads(connection)), None)
         facts = preflight.facts(connection)
         if applied is not None and applied not in known:
             findings = [preflight.unknown_revision(applied, known)]

@@ -123,8 +123,8 @@ def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[F
         applied: the revision of the database; empty before the first.
         newest: where the upgrade goes.
     """
-    made = _names(applied) if applied else {}
-    names = {name: table for name, table in _names(newest).items() if name not in made}
+    made = names(applied) if applied else {}
+    needed = {name: table for name, table in names(newest).items() if name not in made}
     rows = connection.execute(
         text(
             "SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name"
@@ -133,12 +133,12 @@ def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[F
             " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
             " WHERE n.nspname = 'public' AND c.relname = ANY (:names)"
         ),
-        {"names": list(names)},
+        {"names": list(needed)},
     )
     for name, kind, table in rows:
         if table is None and f"public.{name}" not in _OURS:
             described = f"a {differences.RELATION_KINDS.get(kind, 'relation')}"
-        elif table is not None and f"public.{table}" != names[name]:
+        elif table is not None and f"public.{table}" != needed[name]:
             described = f"an index of public.{table}"
         else:
             continue
@@ -146,14 +146,18 @@ def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[F
             "name-taken",
             f"public.{name}",
             described,
-            f"the name free for {names[name]}",
+            f"the name free for {needed[name]}",
             f"rename it: ALTER {'INDEX' if table else 'TABLE'} public.{name}"
             f" RENAME TO {name}_before",
         )
 
 
-def _names(revision: str) -> dict[str, str]:
-    """The names of our tables and of all indexes at a revision, each with its table."""
+def names(revision: str) -> dict[str, str]:
+    """List the names that we use in schema public: of tables and indexes, each with its table.
+
+    Arguments:
+        revision: as of which.
+    """
     expected = declaration.at(revision)
     indexes = {index.name: name for name, table in expected.items() for index in table.indexes}
     return indexes | {name.partition(".")[2]: name for name in _OURS}

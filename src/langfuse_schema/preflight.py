@@ -42,14 +42,17 @@ def check(
     Returns:
         Findings, all of them; empty if the upgrade can go ahead.
     """
-    found = catalog.read(connection, [*_OURS, *_APPS], catalog.SHAPE).tables
     around = _around(connection)
+    # Most upgrades begin where there is nothing of ours, and nothing to compare.
+    parts = catalog.SHAPE if around.has_traces else ()
+    found = catalog.read(connection, [*_OURS, *_APPS], parts).tables
     findings = list(_server(around))
     if applied:
         findings += obstacles.gone(found, applied[0])
     if pending:
         findings += _version_table(connection, around)
-        findings += obstacles.names_taken(connection, max(applied, default=""), max(pending))
+        if around.has_traces:
+            findings += obstacles.names_taken(connection, max(applied, default=""), max(pending))
         findings += obstacles.indexes_of_another_shape(found, max(pending))
         findings += surroundings.invalid_leftovers(found, max(applied, default=None), max(pending))
         if tables.CORE not in pending:
@@ -67,27 +70,6 @@ def check(
     elif tables.HARDENED in pending:
         findings += obstacles.policies_to_replace(found)
     return findings
-
-
-def applied_revision(connection: Connection) -> str | None:
-    """Read the revision of a database; None before the first upgrade.
-
-    Arguments:
-        connection: to the database; only read.
-    """
-    there = connection.execute(
-        text(
-            "SELECT count(*) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = :schema AND c.relname = :table"
-        ),
-        {"schema": VERSION_SCHEMA, "table": VERSION_TABLE},
-    ).scalar()
-    if not there:
-        return None
-    revision = connection.execute(
-        text(f"SELECT version_num FROM {VERSION_SCHEMA}.{VERSION_TABLE}")
-    ).scalar()
-    return None if revision is None else str(revision)
 
 
 def facts(connection: Connection) -> dict[str, Any]:
@@ -163,6 +145,11 @@ _AROUND = text(
            has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
            (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
             WHERE nspname = 'public') AS may_create_in_public,
+           EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                   WHERE n.nspname = 'public' AND (c.relname = ANY (:names)
+                   OR c.relname = ANY (:apps) AND EXISTS (SELECT FROM pg_attribute AS a
+                   WHERE a.attrelid = c.oid AND a.attname = :link AND NOT a.attisdropped)))
+           AS has_traces,
            EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0
                    AND p.prorettype = 'uuid'::regtype) AS has_uid
@@ -171,7 +158,13 @@ _AROUND = text(
 
 
 def _around(connection: Connection) -> Any:  # noqa: ANN401 - a row of a textual query has no static type
-    return connection.execute(_AROUND, {"schema": VERSION_SCHEMA}).one()
+    parameters = {
+        "schema": VERSION_SCHEMA,
+        "names": list(obstacles.names(tables.NEWEST)),
+        "link": tables.LINK_COLUMN,
+        "apps": list(tables.APP_TABLES),
+    }
+    return connection.execute(_AROUND, parameters).one()
 
 
 def _server(around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above

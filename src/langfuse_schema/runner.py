@@ -74,19 +74,19 @@ def run(
             pending.take_steps(terminal=terminal)
 
 
-def known_heads(context: EnvironmentContext) -> tuple[str, ...]:
+def known_heads(context: EnvironmentContext, connection: Connection) -> tuple[str, ...]:
     """Read the revision of the database; none if the command is about to erase it anyway.
 
     Arguments:
         context: Alembic's, configured for the connection.
+        connection: to the database; only read.
 
     Raises:
         SchemaError: it is not one of ours.
     """
-    migration_context = context.get_context()
-    if migration_context.opts.get("purge"):
+    if context.get_context().opts.get("purge"):
         return ()
-    heads = migration_context.get_current_heads()
+    heads = version_table.heads(connection)
     known = [script.revision for script in context.script.walk_revisions()][::-1]
     for head in heads:
         if head not in known:
@@ -102,7 +102,7 @@ def position(connection: Connection) -> str:
     """
     try:
         with connection.engine.connect() as look:
-            reached = preflight.applied_revision(look) or "base"
+            reached = ", ".join(version_table.heads(look)) or "base"
     except SQLAlchemyError:
         return "run the same command again to go on"
     return f"the database is at {reached}; run the same command again to go on"
@@ -137,7 +137,7 @@ class _Run:
 
     def plan(self) -> None:
         """Choose the steps, once: chosen anew in the middle, `+2` would be two more."""
-        self._heads = known_heads(self._context)
+        self._heads = known_heads(self._context, self._connection)
         self._steps = list(self._choose_steps(self._heads, self._context.get_context()))
 
     def take_steps(self, *, terminal: bool) -> None:
@@ -238,7 +238,7 @@ class _Run:
         return max(0.0, self._advanced + self._options.lock_deadline - time.monotonic())
 
     def _in_the_way(self, place: str, blockers: str) -> Finding:
-        reached = preflight.applied_revision(self._connection) or "base"
+        reached = ", ".join(version_table.heads(self._connection)) or "base"
         self._connection.rollback()
         return Finding(
             "table-locked",

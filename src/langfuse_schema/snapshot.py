@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from langfuse_schema import access, catalog, sessions, tables
 from langfuse_schema.findings import Finding, SchemaError
-from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE, heads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,10 +118,5 @@ def _look(connection: Connection) -> Snapshot:
     readable = connection.execute(text(_READABLE), version).scalar()
     ours = [f"public.{name}" for name in (*access.TABLES, *tables.APP_TABLES)]
     found = catalog.read(connection, [*ours, VERSION]).tables
-    revisions = None if readable is False else _revisions(connection) if readable else ()
+    revisions = None if readable is False else heads(connection) if readable else ()
     return Snapshot(found, revisions, schema, dict(server._asdict()))
-
-
-def _revisions(connection: Connection) -> tuple[str, ...]:
-    rows = connection.execute(text(f"SELECT version_num FROM {VERSION} ORDER BY 1"))
-    return tuple(str(revision) for revision in rows.scalars())

@@ -48,6 +48,21 @@ BEGIN
 END $$"""
 
 
+_IS_THERE = f"SELECT to_regclass('{VERSION_SCHEMA}.{VERSION_TABLE}') IS NOT NULL"
+_HEADS = f"SELECT version_num FROM {VERSION_SCHEMA}.{VERSION_TABLE} ORDER BY 1"
+
+
+def heads(connection: Connection) -> tuple[str, ...]:
+    """Read the revision of a database: none before the first upgrade, several never by us.
+
+    Arguments:
+        connection: to the database; only read.
+    """
+    if not connection.exec_driver_sql(_IS_THERE).scalar():
+        return ()
+    return tuple(connection.exec_driver_sql(_HEADS).scalars())
+
+
 def create(connection: Connection) -> None:
     """Make the table if it is not there, closed to the roles of the Data API.
 
