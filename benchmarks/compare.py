@@ -1,6 +1,6 @@
 """What langfuse-schema costs and saves: beside a bare Alembic project, and beside the plan's SQL.
 
-    python benchmarks/compare.py [--rows 100000 1000000 5000000] [--json FILE] [--no-limits]
+    python benchmarks/compare.py [--rows 100000] [--json FILE] [--no-limits]
 
 Tables of medians with their quartiles in brackets, the contenders having run by turns: times are
 for comparing within a line. Ends with exit code 1 if a limit is not held. At the default sizes
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--runs", type=int, default=20, help="of each process")
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(live.ROWS))
     parser.add_argument("--live-runs", type=int, default=3, help="of each migration under load")
     parser.add_argument("--before", type=float, default=live.BEFORE_SECONDS, metavar="SECONDS")
     parser.add_argument("--traces", type=int, default=200_000, help="under row level security")

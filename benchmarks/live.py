@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from langfuse_schema.embedded import Server
 
+ROWS = (100_000, 1_000_000, 5_000_000)
+"""Of each of the app's tables."""
+
 WRITERS, WRITES_A_SECOND = 8, 200
 LOG_FIELDS = 7
 """Of a whole line of pgbench's log: the last may be cut."""
@@ -251,7 +254,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--postgresql", type=int, default=18)
     parser.add_argument("--directory", type=Path, help="where the database is; a temporary one")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -142,6 +143,19 @@ def test_who_has_nothing_to_do_or_only_reads_never_waits(database: Database) -> 
     assert "waiting" not in "".join(outcome.stderr for outcome in during)
     assert [outcome.code for outcome in during] == [0, 0, 0, 0]
     assert before[0] == 0
+
+
+def test_a_holder_proves_it_without_ever_being_without_the_lock(database: Database) -> None:
+    """A rival asks as fast as the server can, while each step's question is asked."""
+    take = f"pg_try_advisory_lock({locking._CLASS}, {locking._OBJECT})"
+    asking = f"SELECT count(*) FROM generate_series(1, 300000) WHERE {take}"
+    with database.connect() as holder, database.connect() as rival, ThreadPoolExecutor() as thread:
+        with locking.runner_lock(holder, deadline=1):
+            asked = thread.submit(rival.exec_driver_sql, asking)
+            while not asked.done():
+                locking.ensure_held(holder)
+            assert asked.result().scalar() == 0
+        assert rival.exec_driver_sql(f"SELECT {take}").scalar() is True
 
 
 def test_databases_and_other_advisory_locks_never_meet(
