@@ -18,7 +18,7 @@ from support import (
     plan_sql,
 )
 
-from langfuse_schema import environment, migrations
+from langfuse_schema import environment, migrations, tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -269,12 +269,13 @@ class TestVersionTable:
         undisturbed = database.catalog()
         database.execute(
             "DROP TABLE langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs"
-            " CASCADE;"
-            "ALTER TABLE reflections DROP langfuse_trace_id;"
-            "ALTER TABLE ai_coach_messages DROP langfuse_trace_id;"
-            "ALTER TABLE encouragement_messages DROP langfuse_trace_id;"
+            " CASCADE"
         )
         assert alembic(database, "stamp", "base").code == 0
+        for table in tables.APP_TABLES:
+            remedy = f"ALTER TABLE public.{table} DROP COLUMN langfuse_trace_id"
+            refused(database, "column-unexpected", f"public.{table}.langfuse_trace_id", remedy)
+            database.execute(remedy)
         assert alembic(database, "upgrade", "head").code == 0
         assert database.catalog() == undisturbed
 

@@ -184,20 +184,32 @@ def indexes_of_another_shape(found: dict[str, catalog.Table], newest: str) -> It
                 )
 
 
-def half_made(expected: catalog.Table, found: catalog.Table) -> Iterator[Finding]:
+def half_made(name: str, found: dict[str, catalog.Table]) -> Iterator[Finding]:
     """Find what is not ours in an app table: what an interrupted run leaves is continued.
 
     Arguments:
-        expected: what we add to the table.
-        found: the table.
+        name: of the app table, `schema.table`.
+        found: our tables and the app's, by `schema.table`; this one is among them.
     """
-    if found.column(tables.LINK_COLUMN) is None:
-        for index in expected.indexes:
-            if found.index(index.name):
-                yield from _in_our_way(expected, found)
-                return
+    expected, table = declaration.at(tables.LINKS)[name], found[name]
+    link = table.column(tables.LINK_COLUMN)
+    if link is None:
+        if any(table.index(index.name) for index in expected.indexes):
+            yield from _in_our_way(expected, table)
         return
-    for finding in _in_our_way(expected, found):
+    if link in expected.columns and not any(our in found for our in _OURS):
+        yield Finding(
+            "column-unexpected",
+            f"{name}.{tables.LINK_COLUMN}",
+            "links, but none of the tables that they lead to",
+            "no column of that name before the upgrade adds it",
+            "DROP TABLE … CASCADE leaves it behind, and what it then holds leads nowhere:\n"
+            f"ALTER TABLE {name} DROP COLUMN {tables.LINK_COLUMN}\n"
+            "a column of the app's own is renamed:\n"
+            f"ALTER TABLE {name} RENAME COLUMN {tables.LINK_COLUMN} TO {tables.LINK_COLUMN}_before",
+        )
+        return
+    for finding in _in_our_way(expected, table):
         left_by_interruption = finding.code == "index-missing" or finding.found.endswith(" INVALID")
         if not left_by_interruption:
             yield finding

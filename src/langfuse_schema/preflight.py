@@ -9,7 +9,6 @@ from sqlalchemy import text
 from langfuse_schema import (
     access,
     catalog,
-    declaration,
     differences,
     obstacles,
     surroundings,
@@ -242,7 +241,6 @@ def _users(connection: Connection) -> Iterator[Finding]:
 
 
 def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iterator[Finding]:
-    expected = declaration.at(tables.LINKS)
     owners = {found[name].owner for name in _APPS if name in found}
     members = {owner for owner in owners if _is_member(connection, owner)}
     for name in _APPS:
@@ -267,7 +265,7 @@ def _app_tables(connection: Connection, found: dict[str, catalog.Table]) -> Iter
                 f'connect as {table.owner}, or: GRANT "{table.owner}" TO'
                 f' "{_current(connection, "user")}"',
             )
-        yield from obstacles.half_made(expected[name], table)
+        yield from obstacles.half_made(name, found)
 
 
 def _is_member(connection: Connection, owner: str) -> bool:

@@ -148,7 +148,7 @@ def test_who_has_nothing_to_do_or_only_reads_never_waits(database: Database) -> 
 def test_a_holder_proves_it_without_ever_being_without_the_lock(database: Database) -> None:
     """A rival asks as fast as the server can, while each step's question is asked."""
     take = f"pg_try_advisory_lock({locking._CLASS}, {locking._OBJECT})"
-    asking = f"SELECT count(*) FROM generate_series(1, 300000) WHERE {take}"
+    asking = f"SELECT count(*) FROM generate_series(1, 1000000) WHERE {take}"
     with database.connect() as holder, database.connect() as rival, ThreadPoolExecutor() as thread:
         with locking.runner_lock(holder, deadline=1):
             asked = thread.submit(rival.exec_driver_sql, asking)
