@@ -160,7 +160,7 @@ def apply_settings(connection: sa.Connection, options: Options) -> dict[str, str
         _set(connection, known)
     except DBAPIError:
         connection.rollback()
-        del known[_CHECK_INTERVAL]
+        known.pop(_CHECK_INTERVAL, None)
         _set(connection, known)
     return before
 
