@@ -28,16 +28,36 @@ _DIALECTS = ("postgres", "postgresql")
 URL_EXAMPLE = "postgresql://user:password@host:5432/database"
 
 
+_SHORTEST, _LONGEST = 0.001, 2_147_483.0
+"""What PostgreSQL takes for a timeout, in seconds; to it, 0 means to wait for ever."""
+
+
 @dataclass(frozen=True)
 class Options:
-    """Options of a run; both in seconds.
+    """Options of a run; both in seconds, from 0.001 to 2,147,483.
 
     `lock_timeout` is the longest wait for locks at a time: everybody else queues behind it that
     long. `lock_deadline` is how long to go on retrying, and to wait for another runner.
+
+    Raises:
+        SchemaError: a value is no such time.
     """
 
     lock_timeout: float = 0.5
     lock_deadline: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would be no limit, or none that PostgreSQL takes."""
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float) or not _SHORTEST <= value <= _LONGEST:
+                finding = Finding(
+                    "option-invalid",
+                    name,
+                    repr(value),
+                    f"a time in seconds, from {_SHORTEST} to {_LONGEST:,.0f}",
+                    f"write it like this: {name}=0.5; on the command line -x {name}=500ms",
+                )
+                raise SchemaError([finding])
 
 
 @dataclass(frozen=True)
@@ -175,13 +195,19 @@ def parse_url(url: str | URL, origin: str) -> URL:
     """
     try:
         parsed = make_url(url.strip() if isinstance(url, str) else url)
-        dialect = parsed.drivername.partition("+")[0]
+        dialect = parsed.drivername.partition("+")[0].lower()
     except (ArgumentError, ValueError):
         # The text may hold a password, and nobody knows where: show none of it.
         found = "an empty text" if not url else "a text that is no URL"
-        raise SchemaError([_url_finding("url-invalid", origin, found)]) from None
+        raise SchemaError([_url_invalid(origin, found)]) from None
+    if "@" in (parsed.host or ""):
+        # What follows the first @ of a password would be shown as the host.
+        raise SchemaError([_url_invalid(origin, "a password with an @ in it")])
     if dialect not in _DIALECTS:
-        raise SchemaError([_url_finding("url-not-postgresql", origin, f"a {dialect} URL")])
+        expected = f"a URL like {URL_EXAMPLE}"
+        remedy = "give the URL of the app's PostgreSQL database"
+        found = f"a {dialect} URL"
+        raise SchemaError([Finding("url-not-postgresql", origin, found, expected, remedy)])
     host = unquote(parsed.host) if parsed.host else parsed.host
     query = {_parameter(name): value for name, value in parsed.query.items()}
     known = {name: value for name, value in query.items() if _known_to_libpq(name)}
@@ -204,9 +230,19 @@ def _known_to_libpq(name: str) -> bool:
     return True
 
 
-def _url_finding(code: str, origin: str, found: str) -> Finding:
+def shown(url: URL) -> str:
+    """Write a URL for people: without passwords, those among its parameters included.
+
+    Arguments:
+        url: any.
+    """
+    query = {name: "***" if "password" in name else value for name, value in url.query.items()}
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def _url_invalid(origin: str, found: str) -> Finding:
     return Finding(
-        code,
+        "url-invalid",
         origin,
         found,
         f"a URL like {URL_EXAMPLE}",

@@ -262,8 +262,7 @@ def checkout() -> Path | None:
 def _url(source: database.Source) -> Iterator[URL]:
     """The URL of a source, for as long as it is needed: an embedded server stops afterwards."""
     if source.url is not None:
-        shown = source.url.render_as_string(hide_password=True)
-        log.info("database %s (%s)", shown, source.origin)
+        log.info("database %s (%s)", database.shown(source.url), source.origin)
         yield source.url
         return
     from langfuse_schema import embedded

@@ -45,7 +45,8 @@ def files(config: Config, after: str | None = None) -> dict[str, str]:
         CommandError: there is no revision `after`.
     """
     directory = ScriptDirectory.from_config(config)
-    base = "base" if after is None else directory.get_revisions(after)[0].revision
+    found = directory.get_revisions(after or "base")
+    base = found[0].revision if found else "base"
     scripts = list(directory.walk_revisions(base, "head"))[::-1]
     return {
         f"{script.revision}_{_slug(script)}.sql": _file(config, directory, script)
@@ -161,9 +162,9 @@ def others(directory: Path, rendered: dict[str, str]) -> list[str]:
         directory: of the migrations.
         rendered: from `files`.
     """
-    oldest = min(rendered)
+    oldest = min(rendered, default="")
     return sorted(
         path.name
         for path in directory.glob("[0-9]*.sql")
-        if path.name not in rendered and path.name > oldest
+        if rendered and path.name not in rendered and path.name > oldest
     )

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from select import select
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import psycopg2
 from psycopg2.extensions import POLL_OK, POLL_READ, get_wait_callback, set_wait_callback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
+
+_BRIEFLY_SECONDS = 0.3
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -45,6 +50,28 @@ def find(error: BaseException | None) -> KeyboardInterrupt | None:
     return error
 
 
+def briefly(function: Callable[[], Result]) -> Result | None:
+    """Call a function that the network may hold up for ever, and wait a moment for it.
+
+    Arguments:
+        function: it may go on in the background.
+
+    Returns:
+        What it returned; None if it failed or took longer.
+    """
+    results: SimpleQueue[Result] = SimpleQueue()
+
+    def call() -> None:
+        with suppress(Exception):
+            results.put(function())
+
+    Thread(target=call, daemon=True).start()
+    try:
+        return results.get(timeout=_BRIEFLY_SECONDS)
+    except Empty:
+        return None
+
+
 def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
@@ -56,6 +83,5 @@ def _wait(connection: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
             select(reading, [] if reading else [connection], [])
     except KeyboardInterrupt:
         # psycopg2 closes the connection; the server would go on with the statement, if it has one.
-        with suppress(psycopg2.Error):
-            connection.cancel()
+        briefly(connection.cancel)
         raise

@@ -111,9 +111,12 @@ def preflight_report(config: Config) -> Report:
     """
     known = revisions(config)
     with environment.connection_of(config) as connection, sessions.errors_for_users("the database"):
-        applied = next(iter(version_table.heads(connection)), None)
+        heads = version_table.heads(connection)
+        applied = next(iter(heads), None)
         facts = preflight.facts(connection)
-        if applied is not None and applied not in known:
+        if len(heads) > 1:
+            findings = [preflight.several_revisions(heads)]
+        elif applied is not None and applied not in known:
             findings = [preflight.unknown_revision(applied, known)]
         else:
             pending = known[known.index(applied) + 1 :] if applied else known

@@ -92,8 +92,8 @@ def create_index_online(
     A valid index of that name and shape, which somebody built beforehand, is kept. An INVALID
     one, which an interrupted build leaves, is dropped first; one that is just being built is
     waited for. Ends the running transaction, and begins another afterwards. lock_timeout is
-    off during the build: its waits for old snapshots count as lock waits, and nobody queues
-    behind them.
+    off during the build, or as long as a runner says in `online_build_wait` (milliseconds): its
+    waits for old snapshots count as lock waits, and nobody queues behind them.
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
 
     Arguments:
@@ -121,7 +121,7 @@ def create_index_online(
         return
     with op.get_context().autocommit_block():
         _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
-        op.execute("SET lock_timeout = 0")
+        op.execute(f"SET lock_timeout = {op.get_context().opts.get('online_build_wait', 0)}")
         with op.get_context().opts.get("online_build", nullcontext)(f"public.{table}"):
             if offline:
                 _drop_invalid_index(name)

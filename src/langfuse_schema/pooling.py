@@ -15,7 +15,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from langfuse_schema import sessions
+from langfuse_schema import database, sessions
 from langfuse_schema.findings import Finding
 
 if TYPE_CHECKING:
@@ -40,11 +40,10 @@ def find(connection: Connection) -> list[Finding]:
     """
     if not _is_shared(connection):
         return []
-    url = connection.engine.url
     return [
         Finding(
             "connection-pooled",
-            url.render_as_string(hide_password=True),
+            database.shown(connection.engine.url),
             "a pooler in transaction mode, which hands each transaction to another backend",
             "one backend for the whole run, to hold the lock that keeps other runners out",
             "connect directly, or through the pooler in session mode; at Supabase that is"

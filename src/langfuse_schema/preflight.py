@@ -117,6 +117,22 @@ def check_writable(connection: Connection) -> list[Finding]:
     return [*_server(around), *_version_table(connection, around)]
 
 
+def several_revisions(found: Sequence[str]) -> Finding:
+    """Say that the version table names more than one revision, which no run of ours leaves.
+
+    Arguments:
+        found: the revisions in the database.
+    """
+    return Finding(
+        "revision-unknown",
+        f"{VERSION_SCHEMA}.{VERSION_TABLE}",
+        "several: " + ", ".join(found),
+        "one revision",
+        "look what the database holds: langfuse-schema verify\n"
+        "then: langfuse-schema stamp --purge REVISION",
+    )
+
+
 def unknown_revision(found: str, known: Sequence[str]) -> Finding:
     """Say that the version table names a revision that this package does not have.
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from alembic.runtime.migration import RevisionStep
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from langfuse_schema import locking, pooling, preflight, sessions, version_table
+from langfuse_schema import interruption, locking, pooling, preflight, sessions, version_table
 from langfuse_schema.findings import Finding, SchemaError
 from langfuse_schema.watching import Watcher
 
@@ -87,6 +87,8 @@ def known_heads(context: EnvironmentContext, connection: Connection) -> tuple[st
     if context.get_context().opts.get("purge"):
         return ()
     heads = version_table.heads(connection)
+    if len(heads) > 1:
+        raise SchemaError([preflight.several_revisions(heads)])
     known = [script.revision for script in context.script.walk_revisions()][::-1]
     for head in heads:
         if head not in known:
@@ -100,12 +102,14 @@ def position(connection: Connection) -> str:
     Arguments:
         connection: of the run, closed by now.
     """
-    try:
-        with connection.engine.connect() as look:
-            reached = ", ".join(version_table.heads(look)) or "base"
-    except SQLAlchemyError:
-        return "run the same command again to go on"
-    return f"the database is at {reached}; run the same command again to go on"
+
+    def look() -> str:
+        with connection.engine.connect() as looking:
+            return ", ".join(version_table.heads(looking)) or "base"
+
+    reached = interruption.briefly(look)
+    known = f"the database is at {reached}; " if reached else ""
+    return f"{known}run the same command again to go on"
 
 
 class _Run:
@@ -128,6 +132,7 @@ class _Run:
         self._heads: tuple[str, ...] = ()
         self._steps: list[Any] = []
         self._checked = False
+        self._building: str | None = None
         self._advanced = time.monotonic()
         self._told, self._told_at = "", 0.0
         self._watcher: Watcher
@@ -163,6 +168,7 @@ class _Run:
                 dont_mutate=True,
                 fn=self._remaining,
                 online_build=self._build,
+                online_build_wait=round(self._options.lock_deadline * 1000),
             )
             with self._context.begin_transaction():
                 self._context.run_migrations()
@@ -209,8 +215,10 @@ class _Run:
     def _build(self, table: str) -> Iterator[None]:
         """What `operations` builds an index in."""
         locking.ensure_held(self._connection)
+        self._building = table
         with self._watcher.build(table):
             yield
+        self._building = None
         self._advanced = time.monotonic()
 
     def _recover(self, error: Exception) -> None:
@@ -224,11 +232,12 @@ class _Run:
         sessions.apply_settings(self._connection, self._options)
         self._connection.commit()
         wait = self._watcher.last_wait
-        place = (wait and wait.table) or "the database"
-        blockers = str(wait) if wait else "a session that was gone before anybody could look"
+        place = (wait and wait.table) or self._building or "the database"
+        blockers = str(wait) if wait else self._watcher.unseen
         left = self._left()
         if gave_up or not left:
             raise SchemaError([self._in_the_way(place, blockers)]) from error
+        self._building = None
         if self._told != place or time.monotonic() - self._told_at >= _REMINDER_SECONDS:
             log.warning("%s is locked; trying again for %.0f s. By %s", place, left, blockers)
             self._told, self._told_at = place, time.monotonic()
@@ -244,7 +253,9 @@ class _Run:
             "table-locked",
             place,
             f"locked, for {self._options.lock_deadline:g} s on end, by\n{blockers}",
-            f"the lock within {self._options.lock_timeout:g} s of one of our tries",
+            f"that they end within {self._options.lock_deadline:g} s"
+            if self._building
+            else f"the lock within {self._options.lock_timeout:g} s of one of our tries",
             f"the database is at {reached}; what is finished stays, and the next run goes on from"
             " there. Wait for these sessions, or end them:\nSELECT pg_terminate_backend(pid)\nthen"
             " run the same command again; -x lock_deadline=1h waits longer",

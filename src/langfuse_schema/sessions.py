@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
+from langfuse_schema import database
 from langfuse_schema.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
@@ -212,8 +213,8 @@ _LOGIN_REFUSED = (
 
 def _connection_finding(url: URL, error: DBAPIError) -> Finding:
     reason = str(error.orig).strip()
-    shown = url.render_as_string(hide_password=True)
-    database = url.database or ""
+    shown = database.shown(url)
+    name = url.database or ""
     if any(text in reason for text in _LOGIN_REFUSED) or re.search(
         r'role ".*" does not exist', reason
     ):
@@ -225,13 +226,21 @@ def _connection_finding(url: URL, error: DBAPIError) -> Finding:
             "correct user and password in the URL; characters like @ : / in a password are"
             " written %40 %3A %2F",
         )
-    if f'database "{database}" does not exist' in reason:
+    if f'database "{name}" does not exist' in reason:
         return Finding(
             "database-missing",
             shown,
             reason,
             "a database of that name",
-            f'correct the name in the URL, or type: createdb "{database}"',
+            f'correct the name in the URL, or type: createdb "{name}"',
+        )
+    if re.search(r"invalid \w+ value", reason):
+        return Finding(
+            "url-invalid",
+            shown,
+            reason,
+            "parameters as libpq has them",
+            "correct the parameter that the message names",
         )
     return Finding(
         "server-unreachable",

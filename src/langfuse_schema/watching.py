@@ -28,7 +28,7 @@ log = logging.getLogger("langfuse_schema")
 _LOOK_SECONDS = 0.1
 _FIRST_REPORT_SECONDS = 1.0
 _LINE_SECONDS = 10.0
-_END_SECONDS = 1.0  # for the thread, when the run is over
+_END_SECONDS = 0.3  # for the thread, when the run is over
 
 _STATE = """
 SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', p.phase,
@@ -83,9 +83,17 @@ class Watcher:
         self._build: tuple[str, float] | None = None
         self._ended = threading.Event()
         self._connected = False
+        self._failed = False
         # A daemon: behind a full pooler it may wait for its connection for ever.
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @property
+    def unseen(self) -> str:
+        """What to say of those who were in the way, if none of them was seen."""
+        if self._failed:
+            return "somebody; to see who, we would have needed a second connection"
+        return "a session that was gone before anybody could look"
 
     def close(self) -> None:
         """Stop looking."""
@@ -122,6 +130,7 @@ class Watcher:
                 while not self._ended.wait(self._interval):
                     self._look(cursor)
         except Exception as error:  # noqa: BLE001 - a run goes on without eyes, whatever the driver raises
+            self._failed = True
             log.debug("stopped watching: %s", error)
 
     def _look(self, cursor: Any) -> None:  # noqa: ANN401 - of psycopg2, which has no types, or psycopg

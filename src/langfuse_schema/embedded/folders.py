@@ -151,7 +151,9 @@ def own(folder: Path, mode: int) -> None:
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+    if not stat.S_ISDIR(status.st_mode):
+        raise EmbeddedError(f"found {folder}, which is no folder, expected one; move it away")
+    if status.st_uid != os.geteuid():
         raise EmbeddedError(
             f"found {folder} owned by user {status.st_uid}, expected a folder of user "
             f"{os.geteuid()}; run as its owner, or remove it"
