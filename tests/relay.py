@@ -39,7 +39,8 @@ class Relay:
     """Forwards bytes, and knows the statements that passed on the first connection.
 
     At statement number `stop_at`, `before` it is forwarded or just after, while the server works
-    on it, `on_stop` is called, and then all connections are cut, if `cut`.
+    on it, `on_stop` is called, and then all connections are cut, if `cut`. While it is `silent`,
+    new connections are accepted and never answered.
     """
 
     server: str
@@ -47,6 +48,7 @@ class Relay:
     stop_at: int | None = None
     before: bool = True
     cut: bool = True
+    silent: bool = False
     on_stop: Callable[[], object] = lambda: None
     statements: list[str] = field(default_factory=list)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -69,6 +71,9 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                if self.silent:
+                    self._sockets.append(client)
+                    continue
                 server = socket.socket(socket.AF_UNIX)
                 self._sockets += [client, server]
                 server.connect(self.server)

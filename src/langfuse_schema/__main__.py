@@ -1,6 +1,8 @@
 """The start of the command line: `python -m langfuse_schema`, and the script `langfuse-schema`."""
 
 import gc
+import io
+import sys
 
 
 def main() -> None:
@@ -11,6 +13,10 @@ def main() -> None:
 
     gc.freeze()
     gc.enable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Our text is not all ASCII, and a terminal's encoding may be.
+            stream.reconfigure(errors="backslashreplace")
     cli.main()
 
 

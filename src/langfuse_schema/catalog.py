@@ -155,7 +155,8 @@ _TABLES = text(
 )
 
 _RELATIVES = """
-        SELECT i.{table}, n.nspname || '.' || c.relname FROM pg_inherits AS i
+        SELECT i.{table}, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+        FROM pg_inherits AS i
         JOIN pg_class AS c ON c.oid = i.{relative}
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE i.{table} = ANY (CAST(:tables AS oid[])) ORDER BY i.{table}, {order}"""

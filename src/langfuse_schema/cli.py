@@ -9,13 +9,14 @@ import subprocess
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
 from langfuse_schema import environment, migrations
+from langfuse_schema.findings import Report, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,10 +39,14 @@ _FAILED = 1
 _CANNOT_RUN = 2
 _BY_SIGNAL = 128  # and its number, as shells have it
 
+_WHERE_TO_LOOK = """\
+the revisions there are:  langfuse-schema history
+where the database is:    langfuse-schema current"""
+
 _DESCRIPTION = """\
 The Langfuse tables of a Supabase app, as Alembic revisions.
 
-The database is the first that is set: -x url=…, DATABASE_URL; -x embedded=true starts a
+The database is the first that is set: -x url=URL, DATABASE_URL; -x embedded=true starts a
 throw-away PostgreSQL of its own."""
 
 _EXAMPLES = """\
@@ -89,16 +94,27 @@ _EXAMPLES_OF = {
 """What `--help` of each command shows; a test runs them."""
 
 
+class _Parser(ArgumentParser):
+    """One that says where the options of a run stand."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit with 2."""
+        if "unrecognized arguments: -x" in message:
+            message += "\n-x stands before the command: langfuse-schema -x NAME=VALUE COMMAND"
+        super().error(message)
+
+
 class _CommandLine(CommandLine):
     """Alembic's command line without the commands that would write into site-packages."""
 
     def __init__(self) -> None:
-        self.parser = ArgumentParser(
+        parser: ArgumentParser = _Parser(
             prog="langfuse-schema",
             description=_DESCRIPTION,
             epilog=_EXAMPLES,
             formatter_class=RawDescriptionHelpFormatter,
         )
+        self.parser = parser
         self.parser.add_argument("--version", action="store_true", help="print the version")
         self.parser.add_argument(
             "-x",
@@ -109,8 +125,10 @@ class _CommandLine(CommandLine):
         self.parser.add_argument(
             "--raiseerr", action="store_true", help="show a traceback with an error"
         )
-        self.parser.add_argument("-q", "--quiet", action="store_true", help="print less")
-        self.subparsers = self.parser.add_subparsers(metavar="COMMAND")
+        self.parser.add_argument(
+            "-q", "--quiet", action="store_true", help="print nothing but warnings and errors"
+        )
+        self.subparsers = parser.add_subparsers(metavar="COMMAND")
         for function in _ALEMBIC_COMMANDS:
             self.register_command(function)
         self._add_preflight()
@@ -192,11 +210,21 @@ def _run(config: Config, options: Namespace) -> int:
             raise
         print("FAILED:", error, file=sys.stderr)
         ours = function in (_preflight, _verify, _export, _dev)
+        if isinstance(error, SchemaError):
+            if values.get("format") == "json":
+                print(Report(None, error.findings).as_json())
+        elif not ours:
+            print(_WHERE_TO_LOOK, file=sys.stderr)
         return _CANNOT_RUN if ours else _FAILED
     except BrokenPipeError:
         # Whoever read the output, like `head`, has seen enough. Nothing is left to be flushed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BY_SIGNAL + signal.SIGPIPE
+    except OSError as error:
+        if options.raiseerr:
+            raise
+        print("FAILED:", error, file=sys.stderr)
+        return _CANNOT_RUN
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         number: int = next(iter(interrupt.args), signal.SIGINT)
@@ -228,6 +256,8 @@ def _export(config: Config, directory: str, after: str | None, force: bool) -> i
     for name in rendered:
         print(Path(directory, name), "" if name in written else "(unchanged)")
     others = export.others(Path(directory), rendered)
+    if not rendered:
+        print(f"nothing to write: no revision comes after {after}", file=sys.stderr)
     if others:
         print(
             f"{others[-1]} has a newer number: if the database has it already, type\n"
@@ -242,11 +272,11 @@ def _dev(_config: Config, command_line: list[str]) -> int:
 
     base = environment.checkout() or Path.cwd()
     try:
-        if not command_line:
+        if not command_line or command_line == ["--"]:
             embedded.dev(base, print)
             return 0
         with embedded.open_default(base) as server:
-            return _run_beside(server, command_line)
+            return _run_beside(server, command_line[command_line[0] == "--" :])
     except embedded.EmbeddedError as error:
         raise CommandError(str(error)) from error
 
@@ -267,8 +297,9 @@ def _run_beside(server: Server, command_line: list[str]) -> int:
         program = shutil.which(command_line[0], path=variables["PATH"])
         if program is None:
             raise CommandError(f"{command_line[0]}: no such command; check its name and PATH")
-        return subprocess.run(  # noqa: S603 - running what the user typed is the purpose
+        code = subprocess.run(  # noqa: S603 - running what the user typed is the purpose
             [program, *command_line[1:]], env={**os.environ, **variables}, check=False
         ).returncode
+        return code if code >= 0 else _BY_SIGNAL - code
     finally:
         signal.signal(signal.SIGINT, former)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PLAN = (tables.CORE, tables.LINKS, tables.POLICIES)
 """The revisions that are the plan's own files, oldest first."""
 
+REVISIONS = (*PLAN, tables.HARDENED, tables.HOT_PATHS)
+"""All revisions, oldest first."""
+
 _DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
 
 

@@ -6,6 +6,7 @@ PostgreSQL prints is compared as it is.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from langfuse_schema import access, catalog, remedies, tables
@@ -104,11 +105,19 @@ def of_table(expected: catalog.Table, found: catalog.Table) -> Iterator[Finding]
     yield from _named(found, expected.columns, found.columns, name + ".{}", extra=ours)
     if ours:
         yield from _order(expected, found)
-    yield from _named(found, expected.constraints, found.constraints, name + ": {}", extra=ours)
+    constraints = [item for item in found.constraints if ours or _on_link(item)]
+    yield from _named(found, expected.constraints, constraints, name + ": {}", extra=True)
     yield from _indexes(expected, found)
     if ours:
         yield from _row_security(expected, found)
         yield from _named(found, expected.policies, found.policies, name + ": {}", extra=True)
+
+
+def _on_link(constraint: catalog.Constraint) -> bool:
+    """Whether a constraint of an app table is about our column, or has the name of ours."""
+    own_side, _, _ = constraint.definition.partition(" REFERENCES ")
+    about = re.search(rf"\b{tables.LINK_COLUMN}\b", own_side)
+    return bool(about) or constraint.name.endswith(f"_{tables.LINK_COLUMN}_fkey")
 
 
 def _named(

@@ -48,6 +48,9 @@ def configure_logging(config: Config) -> None:
     """Set up logging on the command line; a program that calls us has its own."""
     if config.cmd_opts is not None and config.file_config.has_section("loggers"):
         fileConfig(config.file_config, disable_existing_loggers=False)
+        if getattr(config.cmd_opts, "quiet", False):
+            for name in ("alembic", "langfuse_schema"):
+                logging.getLogger(name).setLevel(logging.WARNING)
         # A step that is tried again is announced by Alembic each time.
         logging.getLogger("alembic.runtime.migration").filters = [_said_once()]
 

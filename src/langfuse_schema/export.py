@@ -162,9 +162,11 @@ def others(directory: Path, rendered: dict[str, str]) -> list[str]:
         directory: of the migrations.
         rendered: from `files`.
     """
-    oldest = min(rendered, default="")
+    if not rendered:
+        return []
+    oldest = min(rendered)
     return sorted(
         path.name
         for path in directory.glob("[0-9]*.sql")
-        if rendered and path.name not in rendered and path.name > oldest
+        if path.name not in rendered and path.name > oldest
     )

@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from langfuse_schema import (
+    database,
     environment,
     pooling,
     preflight,
@@ -19,7 +20,7 @@ from langfuse_schema import (
     version_table,
 )
 from langfuse_schema.database import Options
-from langfuse_schema.findings import Report
+from langfuse_schema.findings import Finding, Report, SchemaError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -96,6 +97,17 @@ def config_for(target: str | URL | sa.Engine | sa.Connection) -> Config:
 
 
 def _config(target: str | URL | sa.Engine, options: Options) -> Config:
+    if not isinstance(target, str | sa.URL | sa.Engine):
+        finding = Finding(
+            "url-missing",
+            "the database to work on",
+            repr(target) if target is None else f"a {type(target).__name__}",
+            "a URL, or an engine of SQLAlchemy (not an asynchronous one, whose URL will do)",
+            "if it came from an environment variable, set that",
+        )
+        raise SchemaError([finding])
+    if isinstance(target, sa.Engine):
+        database.parse_url(target.url, "the engine")
     attributes = {"target": target, "options": options}
     return Config(environment.config_file(), attributes=attributes)
 

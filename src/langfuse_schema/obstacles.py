@@ -15,7 +15,7 @@ from langfuse_schema.findings import Finding
 from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -60,37 +60,65 @@ def plan_or_strangers(found: dict[str, catalog.Table]) -> Iterator[Finding]:
         found: our tables and the app's, by `schema.table`.
     """
     ours = [name for name in _OURS if name in found]
-    if ours:
-        adopted = plan_revision(found)
-        if adopted:
-            yield Finding(
-                "plan-already-run",
-                ", ".join(ours),
-                f"what the plan's SQL makes up to {adopted}, but no revision",
-                "none of it, or the revision that it amounts to",
-                f"adopt it: langfuse-schema stamp {adopted} && langfuse-schema upgrade head",
-            )
-            return
+    if not ours:
+        return
+    nearest = nearest_revision(found)
+    if nearest is None:
         yield from _in_the_way(found, ours)
+        return
+    revision, number = nearest
+    by_plan = revision in declaration.PLAN and not number
+    made = f"what {'the SQL of the plan' if by_plan else 'our revisions'} made up to {revision}"
+    if number:
+        made += f", other than in {number} of its parts"
+    remedy = f"langfuse-schema stamp {revision} && langfuse-schema upgrade head"
+    if number:
+        remedy = f"langfuse-schema stamp {revision} && langfuse-schema verify"
+        remedy += "\nthen mend what that names, and: langfuse-schema upgrade head"
+    yield Finding(
+        "plan-already-run" if by_plan else "revision-missing",
+        ", ".join(ours),
+        f"{made}, but no revision",
+        "none of it, or the revision that it amounts to",
+        f"adopt it: {remedy}",
+    )
 
 
-def plan_revision(found: dict[str, catalog.Table]) -> str | None:
-    """Say up to which of its files somebody ran the plan's SQL by hand.
+def nearest_revision(found: Mapping[str, catalog.Table]) -> tuple[str, int] | None:
+    """Say which revision the tables amount to, however they came: by us, by hand, by a restore.
 
     Arguments:
         found: our tables and the app's, by `schema.table`.
 
     Returns:
-        The newest of the plan's revisions whose tables, links and policies all stand as the
-        plan's SQL leaves them; None if there is none.
+        The revision from whose shapes they differ least, the newest of several, and in how
+        many things; None if a table of ours is missing, or has not got our columns.
     """
-    for revision in reversed(declaration.PLAN):
-        expected = declaration.at(revision)
-        if expected.keys() <= found.keys() and not any(
-            list(differences.of_table(table, found[name])) for name, table in expected.items()
-        ):
-            return revision
-    return None
+    for name, table in declaration.at(tables.CORE).items():
+        if name not in found or any(not found[name].column(c.name) for c in table.columns):
+            return None
+
+    def number(revision: str) -> int:
+        return sum(
+            len(list(differences.of_table(table, found[name]))) if name in found else 1
+            for name, table in declaration.at(revision).items()
+        )
+
+    nearest = min(reversed(declaration.REVISIONS), key=number)
+    return nearest, number(nearest)
+
+
+def _further(found: Mapping[str, catalog.Table], applied: str) -> Iterator[Finding]:
+    """Find that the tables are further than the version table says, past one transaction."""
+    nearest = nearest_revision(found)
+    if nearest and nearest[0] > applied:
+        yield Finding(
+            "revision-behind",
+            f"{VERSION_SCHEMA}.{VERSION_TABLE}",
+            f"revision {applied}, while the tables are at {nearest[0]}",
+            "the revision that they amount to",
+            f"langfuse-schema stamp --purge {nearest[0]} && langfuse-schema verify",
+        )
 
 
 def _in_the_way(found: dict[str, catalog.Table], ours: list[str]) -> Iterator[Finding]:
@@ -115,6 +143,22 @@ def _in_our_way(expected: catalog.Table, found: catalog.Table) -> list[Finding]:
     return [replace(finding, remedy=remedy) for finding in differences.of_table(expected, found)]
 
 
+_NAMED = text(
+    """
+    SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
+    LEFT JOIN pg_class AS t ON t.oid = i.indrelid
+    WHERE n.nspname = 'public' AND c.relname = ANY (:names)
+    UNION ALL
+    SELECT t.typname, 'type', NULL
+    FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
+    WHERE n.nspname = 'public' AND t.typrelid = 0 AND t.typname = ANY (:names)
+    AND t.typname = ANY (:tables)
+    """
+)
+
+
 def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[Finding]:
     """Find relations and indexes of other tables under names that the upgrade will use.
 
@@ -125,21 +169,14 @@ def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[F
     """
     made = names(applied) if applied else {}
     needed = {name: table for name, table in names(newest).items() if name not in made}
-    rows = connection.execute(
-        text(
-            "SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name"
-            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
-            " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
-            " WHERE n.nspname = 'public' AND c.relname = ANY (:names)"
-        ),
-        {"names": list(needed)},
-    )
+    rows = connection.execute(_NAMED, {"names": list(needed), "tables": list(access.TABLES)})
     for name, kind, table in rows:
-        if table is None and f"public.{name}" not in _OURS:
-            described = f"a {differences.RELATION_KINDS.get(kind, 'relation')}"
+        if kind in ("type", "c"):
+            what, described = "TYPE", "a type"
+        elif table is None and f"public.{name}" not in _OURS:
+            what, described = "TABLE", f"a {differences.RELATION_KINDS.get(kind, 'relation')}"
         elif table is not None and f"public.{table}" != needed[name]:
-            described = f"an index of public.{table}"
+            what, described = "INDEX", f"an index of public.{table}"
         else:
             continue
         yield Finding(
@@ -147,8 +184,7 @@ def names_taken(connection: Connection, applied: str, newest: str) -> Iterator[F
             f"public.{name}",
             described,
             f"the name free for {needed[name]}",
-            f"rename it: ALTER {'INDEX' if table else 'TABLE'} public.{name}"
-            f" RENAME TO {name}_before",
+            f"rename it: ALTER {what} public.{name} RENAME TO {name}_before",
         )
 
 
@@ -196,6 +232,17 @@ def half_made(name: str, found: dict[str, catalog.Table]) -> Iterator[Finding]:
     if link is None:
         if any(table.index(index.name) for index in expected.indexes):
             yield from _in_our_way(expected, table)
+        needed = {constraint.name for constraint in expected.constraints}
+        for constraint in table.constraints:
+            if constraint.name in needed:
+                yield Finding(
+                    "name-taken",
+                    f"{name}: {constraint.name}",
+                    constraint.definition,
+                    f"the name free for the foreign key of {tables.LINK_COLUMN}",
+                    f"rename it: ALTER TABLE {name} RENAME CONSTRAINT {constraint.name}"
+                    f" TO {constraint.name}_before",
+                )
         return
     if link in expected.columns and not any(our in found for our in _OURS):
         yield Finding(
@@ -219,8 +266,12 @@ def policies_too_early(found: dict[str, catalog.Table]) -> Iterator[Finding]:
     """Find policies of our names before the revision that creates them.
 
     Arguments:
-        found: our tables, by `schema.table`.
+        found: our tables and the app's, by `schema.table`.
     """
+    further = [*_further(found, tables.LINKS)]
+    if further:
+        yield from further
+        return
     for policy in access.at(tables.POLICIES, access.POLICIES):
         there = _policy(found, policy)
         if there:
@@ -237,8 +288,12 @@ def policies_to_replace(found: dict[str, catalog.Table]) -> Iterator[Finding]:
     """Find policies that are not the plan's any more: replacing them could open or close rows.
 
     Arguments:
-        found: our tables, by `schema.table`.
+        found: our tables and the app's, by `schema.table`.
     """
+    further = [*_further(found, tables.POLICIES)]
+    if further:
+        yield from further
+        return
     for policy in access.at(tables.POLICIES, access.POLICIES):
         there = _policy(found, policy)
         expected = catalog.Policy(

@@ -70,9 +70,10 @@ def set_table_access(table: str, grants: Mapping[str, str]) -> None:
         table: `schema.table`, owned by the running role.
         grants: privileges, as GRANT spells them, by role.
     """
-    statements = [f"REVOKE ALL ON TABLE {table} FROM PUBLIC;"]
+    # With what they granted on: otherwise their own grants could not be taken away.
+    statements = [f"REVOKE ALL ON TABLE {table} FROM PUBLIC CASCADE;"]
     for role in ("anon", "authenticated", "service_role"):
-        change = [f"REVOKE ALL ON TABLE {table} FROM {role};"]
+        change = [f"REVOKE ALL ON TABLE {table} FROM {role} CASCADE;"]
         if role in grants:
             change.append(f"GRANT {grants[role]} ON TABLE {table} TO {role};")
         statements.append(
@@ -113,6 +114,7 @@ def create_index_online(
         body += f" WHERE ({where})"
     if op.get_context().opts.get("plain_indexes"):
         # A file of `export` is one transaction, in which CONCURRENTLY cannot be.
+        _make_room(name, f"CREATE {kind} {body}")
         op.execute(f"CREATE {kind} IF NOT EXISTS {body}")
         return
     offline = context.is_offline_mode()
@@ -124,7 +126,7 @@ def create_index_online(
         op.execute(f"SET lock_timeout = {op.get_context().opts.get('online_build_wait', 0)}")
         with op.get_context().opts.get("online_build", nullcontext)(f"public.{table}"):
             if offline:
-                _drop_invalid_index(name)
+                _make_room(name, f"CREATE {kind} {body}", "langfuse_schema.lock_timeout")
                 op.execute(f"CREATE {kind} CONCURRENTLY IF NOT EXISTS {body}")
             else:
                 if left:
@@ -183,16 +185,24 @@ def _keep_setting(source: str, target: str) -> None:
     )
 
 
-def _drop_invalid_index(name: str) -> None:
-    """A script cannot choose to drop CONCURRENTLY; dropping an invalid index takes a moment."""
+def _make_room(name: str, definition: str, lock_timeout: str | None = None) -> None:
+    """In a script: drop an INVALID index, and stop at a valid one of another shape.
+
+    A script cannot choose to drop CONCURRENTLY; dropping an invalid index takes a moment.
+    """
+    limit = f"PERFORM set_config('lock_timeout', current_setting('{lock_timeout}'), true);"
+    literal = definition.replace("'", "''")
     op.execute(
         f"""
 DO $$
 BEGIN
-  PERFORM set_config('lock_timeout', current_setting('langfuse_schema.lock_timeout'), true);
+  {limit if lock_timeout else "-- within the lock_timeout of this transaction"}
   IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
              AND NOT (indisvalid AND indisready)) THEN
     DROP INDEX public.{name};
+  ELSIF to_regclass('public.{name}') IS NOT NULL
+    AND pg_get_indexdef(to_regclass('public.{name}')) IS DISTINCT FROM '{literal}' THEN
+    RAISE EXCEPTION 'public.{name} has another shape; rename it and run this again';
   END IF;
 END $$"""
     )

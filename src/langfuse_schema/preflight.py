@@ -50,6 +50,7 @@ def check(
         findings += obstacles.gone(found, applied[0])
     if pending:
         findings += _version_table(connection, around)
+        findings += _schema_public(connection, around, pending)
         if around.has_traces:
             findings += obstacles.names_taken(connection, max(applied, default=""), max(pending))
         findings += obstacles.indexes_of_another_shape(found, max(pending))
@@ -58,7 +59,6 @@ def check(
             findings += surroundings.not_owned(connection, found)
     if tables.CORE in pending:
         findings += _users(connection)
-        findings += _schema_public(connection, around)
         findings += obstacles.plan_or_strangers(found)
     if tables.LINKS in pending:
         findings += _app_tables(connection, found)
@@ -157,14 +157,23 @@ _AROUND = text(
            current_setting('transaction_read_only') = 'on' AS read_only,
            pg_is_in_recovery() AS recovering,
            EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema) AS has_version_schema,
+           (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
+            WHERE nspname = :schema) AS may_create_version_table,
+           (SELECT bool_and(has_table_privilege(c.oid, needed))
+            FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
+                 unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed
+            WHERE n.nspname = :schema AND c.relname = :table) AS may_write_version_table,
            has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
            (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
             WHERE nspname = 'public') AS may_create_in_public,
            EXISTS (SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
                    WHERE n.nspname = 'public' AND (c.relname = ANY (:names)
-                   OR c.relname = ANY (:apps) AND EXISTS (SELECT FROM pg_attribute AS a
-                   WHERE a.attrelid = c.oid AND a.attname = :link AND NOT a.attisdropped)))
-           AS has_traces,
+                   OR c.relname = ANY (:apps) AND (EXISTS (SELECT FROM pg_attribute AS a
+                   WHERE a.attrelid = c.oid AND a.attname = :link AND NOT a.attisdropped)
+                   OR EXISTS (SELECT FROM pg_constraint AS k
+                   WHERE k.conrelid = c.oid AND k.conname = ANY (:constraints)))))
+           OR EXISTS (SELECT FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
+                      WHERE n.nspname = 'public' AND t.typname = ANY (:names)) AS has_traces,
            EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
                    WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0
                    AND p.prorettype = 'uuid'::regtype) AS has_uid
@@ -175,6 +184,8 @@ _AROUND = text(
 def _around(connection: Connection) -> Any:  # noqa: ANN401 - a row of a textual query has no static type
     parameters = {
         "schema": VERSION_SCHEMA,
+        "table": VERSION_TABLE,
+        "constraints": [f"{name}_{tables.LINK_COLUMN}_fkey" for name in tables.APP_TABLES],
         "names": list(obstacles.names(tables.NEWEST)),
         "link": tables.LINK_COLUMN,
         "apps": list(tables.APP_TABLES),
@@ -205,9 +216,20 @@ def _server(around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
 def _version_table(connection: Connection, around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
     if not around.has_version_schema and not around.may_create_schema:
         yield _privilege(connection, "CREATE", "DATABASE", _current(connection, "database"))
+    elif around.may_write_version_table is None and around.may_create_version_table is False:
+        yield _privilege(connection, "USAGE, CREATE", "SCHEMA", VERSION_SCHEMA)
+    elif around.may_write_version_table is False:
+        table = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
+        yield _privilege(connection, "SELECT, INSERT, UPDATE, DELETE", "TABLE", table)
 
 
-def _schema_public(connection: Connection, around: Any) -> Iterator[Finding]:  # noqa: ANN401 - as above
+def _schema_public(
+    connection: Connection,
+    around: Any,  # noqa: ANN401 - as above
+    pending: Collection[str],
+) -> Iterator[Finding]:
+    if {tables.CORE, tables.LINKS, tables.HOT_PATHS}.isdisjoint(pending):
+        return
     if around.may_create_in_public is None:
         yield Finding(
             "schema-missing",

@@ -53,6 +53,16 @@ def run(
     Raises:
         SchemaError: the database cannot take it, or others were in the way for too long.
     """
+    destination = context.get_context().opts["destination_rev"]
+    if not isinstance(destination, str) and len(destination) > 1:
+        finding = Finding(
+            "option-invalid",
+            "the revision to stamp",
+            ", ".join(destination),
+            "one revision: ours follow one another",
+            f"type: langfuse-schema stamp {max(destination)}",
+        )
+        raise SchemaError([finding])
     pending = _Run(context, configure, connection, options)
     pending.plan()
     if not pending:

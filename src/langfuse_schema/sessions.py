@@ -252,12 +252,22 @@ def _connection_finding(url: URL, error: DBAPIError) -> Finding:
 
 
 _REMEDIES = {
-    "55P03": "somebody else holds a lock on the table; run the same command again",
     "40P01": "somebody else took the same locks in another order; run the same command again",
     "42501": "grant the missing privilege, or connect as the role that owns the tables",
     "25006": "connect to the primary server, in a session that may write",
     "2BP01": "drop or change what depends on it first, then run the same command again",
 }
+
+
+def _busy() -> Finding:
+    return Finding(
+        "database-busy",
+        "lock_timeout",
+        "a lock that a migration, or another session, holds on one of the tables",
+        "tables that can be read within lock_timeout",
+        "run the same command again when that is over, or wait for longer: -x lock_timeout=10s\n"
+        "who it is: SELECT * FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted",
+    )
 
 
 @contextmanager
@@ -275,6 +285,8 @@ def errors_for_users(what: str) -> Iterator[None]:
     except (DBAPIError, PendingRollbackError) as error:
         cause = _root_cause(error)
         code = sqlstate(error)
+        if code == "55P03":
+            raise SchemaError([_busy()]) from error
         finding = Finding(
             f"server-refused {code}".strip(),
             what,

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 
 from langfuse_schema import access, catalog, sessions, tables
-from langfuse_schema.findings import Finding, SchemaError
 from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE, heads
 
 if TYPE_CHECKING:
@@ -32,6 +30,7 @@ class Snapshot:
     """The rows of the version table; None if this role may not read it."""
     schema: frozenset[catalog.Grant]
     """The grants on the schema of the version table."""
+    schema_owner: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,9 +47,9 @@ def take(connection: Connection, options: Options) -> Snapshot:
         options: of the run; reading waits for a lock as long as they say.
 
     Raises:
-        SchemaError: a migration holds the tables.
+        DBAPIError: somebody holds one of the tables for longer than lock_timeout.
     """
-    with _busy_for_users(), _read_only(connection, options):
+    with _read_only(connection, options):
         return _look(connection)
 
 
@@ -73,23 +72,6 @@ def _read_only(connection: Connection, options: Options) -> Iterator[None]:
         connection.rollback()
 
 
-@contextmanager
-def _busy_for_users() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if getattr(error.orig, "pgcode", getattr(error.orig, "sqlstate", None)) != "55P03":
-            raise
-        finding = Finding(
-            "database-busy",
-            "lock_timeout",
-            "a lock on one of the tables: a migration is running",
-            "tables that can be read within lock_timeout",
-            "wait until the migration is over, or for longer: -x lock_timeout=10s",
-        )
-        raise SchemaError([finding]) from error
-
-
 _SERVER = """
     SELECT current_setting('server_version') AS server, current_database()::text AS database,
            current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
@@ -101,6 +83,8 @@ _READABLE = """
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = :schema AND c.relname = :table
 """
+
+_SCHEMA_OWNER = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = :schema"
 
 _SCHEMA_GRANTS = """
     SELECT CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee)::text END,
@@ -114,9 +98,10 @@ def _look(connection: Connection) -> Snapshot:
     server = connection.execute(text(_SERVER), {"roles": list(access.API_ROLES)}).one()
     grants = connection.execute(text(_SCHEMA_GRANTS), {"schema": VERSION_SCHEMA})
     schema = frozenset(catalog.Grant(*values) for values in grants)
+    owner = connection.execute(text(_SCHEMA_OWNER), {"schema": VERSION_SCHEMA}).scalar()
     # No cast to regclass: it fails for a role that may not enter the schema.
     readable = connection.execute(text(_READABLE), version).scalar()
     ours = [f"public.{name}" for name in (*access.TABLES, *tables.APP_TABLES)]
     found = catalog.read(connection, [*ours, VERSION]).tables
     revisions = None if readable is False else heads(connection) if readable else ()
-    return Snapshot(found, revisions, schema, dict(server._asdict()))
+    return Snapshot(found, revisions, schema, owner or "", dict(server._asdict()))

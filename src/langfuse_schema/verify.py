@@ -84,7 +84,7 @@ def report(connection: Connection, known: Sequence[str], target: str, options: O
         revision, and the milliseconds that reading took.
 
     Raises:
-        SchemaError: a migration holds the tables.
+        DBAPIError: somebody holds one of the tables for longer than lock_timeout.
     """
     started = time.perf_counter()
     found = snapshot.take(connection, options)
@@ -98,12 +98,14 @@ def report(connection: Connection, known: Sequence[str], target: str, options: O
         )
 
     adoptable = next((one for one in [target, *reversed(known)] if not compare(one)), None)
-    compared, revision_findings = _standing(found, known, target, adoptable)
+    compared, revision_findings, at_once = _standing(found, known, target, adoptable)
+    # In the order in which the remedies are typed.
     findings = [
-        *revision_findings,
+        *(revision_findings if at_once else ()),
         *owner_findings,
-        *_version_table(found, strangers),
+        *_version_table(found, strangers, owner),
         *(compare(compared) if compared else ()),
+        *(() if at_once else revision_findings),
     ]
     recorded = ", ".join(found.revisions) if found.revisions else None
     facts = {
@@ -133,6 +135,11 @@ def _owner(found: Snapshot) -> tuple[str | None, list[Finding]]:
     if found.version_table is None:
         return None, []
     owner = found.version_table.owner
+    if owner in access.API_ROLES:
+        role = found.facts["role"]
+        other = "postgres" if role in access.API_ROLES else role
+        remedy = remedies.set_owner(found.version_table, other, ())
+        return other, [Finding("owner-differs", VERSION, owner, other, remedy)]
     ours = [table for table in found.tables.values() if table.name in access.TABLES]
     owners = {table.owner for table in ours}
     if len(ours) < len(access.TABLES) or len(owners) > 1 or owner in owners:
@@ -144,7 +151,7 @@ def _owner(found: Snapshot) -> tuple[str | None, list[Finding]]:
 
 def _standing(
     found: Snapshot, known: Sequence[str], target: str, adoptable: str | None
-) -> tuple[str | None, list[Finding]]:
+) -> tuple[str | None, list[Finding], bool]:
     """Say which revision the tables are to be compared with, and what is wrong with the one noted.
 
     A database that stands at an older revision is compared with that one: what is missing
@@ -155,25 +162,34 @@ def _standing(
         known: our revisions, oldest first.
         target: where the database should be.
         adoptable: the revision that the tables amount to, the target first; None if none.
+
+    Returns:
+        The revision, none if it is not known; the findings; and whether their remedy is typed
+        before everything else is mended.
     """
     noted = found.revisions
     if noted is None or noted == (target,):
-        return target, []
+        return target, [], True
     upgrade = f"langfuse-schema upgrade {target}"
+    at_once = True
     if adoptable == target:
         remedy = f"langfuse-schema stamp --purge {target}"
     elif found.version_table is None or not noted:
-        adopted = adoptable or obstacles.plan_revision(found.tables)
-        remedy = f"langfuse-schema stamp {adopted} && {upgrade}" if adopted else upgrade
-        adoptable = adopted
+        nearest, number = obstacles.nearest_revision(found.tables) or (None, 0)
+        at_once = number == 0
+        adoptable = adoptable or nearest
+        stamp = f"langfuse-schema stamp {adoptable}"
+        remedy = upgrade if adoptable is None else f"{stamp} && {upgrade}"
+        remedy = stamp if adoptable == target else remedy
     elif len(noted) == 1 and noted[0] in known:
+        at_once = False
         adoptable = noted[0]
         remedy = upgrade if noted[0] < target else f"langfuse-schema downgrade {target}"
     elif len(noted) == 1:
-        return None, [preflight.unknown_revision(noted[0], known)]
+        return None, [preflight.unknown_revision(noted[0], known)], at_once
     else:
         remedy = "langfuse-schema stamp --purge REVISION, once it is known what the tables hold"
-    return adoptable or target, [_revision_finding(found, known, target, remedy)]
+    return adoptable or target, [_revision_finding(found, known, target, remedy)], at_once
 
 
 def _revision_finding(found: Snapshot, known: Sequence[str], target: str, remedy: str) -> Finding:
@@ -191,7 +207,9 @@ def _revision_finding(found: Snapshot, known: Sequence[str], target: str, remedy
     return Finding(code, VERSION, shown, target, remedy)
 
 
-def _version_table(found: Snapshot, strangers: Collection[str]) -> Iterator[Finding]:
+def _version_table(
+    found: Snapshot, strangers: Collection[str], owner: str | None
+) -> Iterator[Finding]:
     """Compare the version table and its schema, which nobody else is to reach."""
     if found.schema:
         for role in strangers:
@@ -205,6 +223,9 @@ def _version_table(found: Snapshot, strangers: Collection[str]) -> Iterator[Find
                     f"REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM {role} CASCADE;",
                 )
     if found.version_table:
+        if owner and found.schema_owner != owner:
+            remedy = f'ALTER SCHEMA {VERSION_SCHEMA} OWNER TO "{owner}";'
+            yield Finding("owner-differs", VERSION_SCHEMA, found.schema_owner, owner, remedy)
         expected = {VERSION: _EXPECTED_VERSION_TABLE}
         yield from differences.of_tables(expected, found.tables, strangers, owner=None)
 
