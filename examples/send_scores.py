@@ -1,5 +1,6 @@
 """Queue scores in the database, and send them to Langfuse: a job to run every minute or night.
 
+    pip install langfuse-schema httpx 'langfuse>=5'
     DATABASE_URL=… LANGFUSE_BASE_URL=… LANGFUSE_PUBLIC_KEY=… LANGFUSE_SECRET_KEY=… \
       python send_scores.py
 

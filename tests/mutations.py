@@ -12,6 +12,7 @@ SUPERUSER = "supabase_admin"
 TRACES, SCORES = "public.langfuse_traces", "public.langfuse_scores"
 RUNS, LIMITS = "public.langfuse_batch_runs", "public.rate_limit_logs"
 VERSION = "langfuse_migrations.alembic_version"
+OURS = (TRACES, SCORES, RUNS, LIMITS, VERSION)
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ TABLE_MUTATIONS = (
     changed(f"ALTER TABLE {TRACES} OWNER TO supabase_admin", TRACES, user=SUPERUSER),
     changed(f"ALTER TABLE {LIMITS} OWNER TO service_role", LIMITS, user=SUPERUSER),
     changed(f"ALTER TABLE {VERSION} OWNER TO supabase_admin", VERSION, user=SUPERUSER),
+    changed(
+        "ALTER SCHEMA langfuse_migrations OWNER TO supabase_admin",
+        "langfuse_migrations",
+        user=SUPERUSER,
+    ),
+    changed(
+        "; ".join(
+            f"ALTER TABLE {table} OWNER TO anon"
+            for table in (TRACES, SCORES, RUNS, LIMITS, VERSION)
+        ),
+        *(TRACES, SCORES, RUNS, LIMITS, VERSION),
+        user=SUPERUSER,
+    ),
 )
 
 COLUMN_MUTATIONS = (
@@ -310,6 +324,16 @@ CONSTRAINT_MUTATIONS = (
     changed(
         f"ALTER TABLE {TRACES} ADD CONSTRAINT brief CHECK (length(input) < 9)", f"{TRACES}: brief"
     ),
+    changed(
+        "ALTER TABLE public.reflections ADD CONSTRAINT again FOREIGN KEY (langfuse_trace_id)"
+        f" REFERENCES {TRACES} (trace_id) ON DELETE CASCADE",
+        "public.reflections: again",
+    ),
+    changed(
+        "ALTER TABLE public.reflections ADD CONSTRAINT unlinked"
+        " CHECK (langfuse_trace_id IS NULL) NOT VALID",
+        "public.reflections: unlinked",
+    ),
 )
 
 INDEX_MUTATIONS = (
@@ -435,6 +459,11 @@ ATTACHED_MUTATIONS = (
         f"CREATE TABLE public.child () INHERITS ({TRACES})",
         TRACES,
         cleanup="DROP TABLE public.child",
+    ),
+    changed(
+        f'CREATE TABLE public."Kid ""2" () INHERITS ({TRACES})',
+        TRACES,
+        cleanup='DROP TABLE public."Kid ""2"',
     ),
     changed(
         f"CREATE TABLE public.parent (id uuid NOT NULL); ALTER TABLE {RUNS} INHERIT public.parent",

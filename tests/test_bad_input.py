@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from support import (
+    CORE,
+    HARDENED,
+    HOT_PATHS,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
@@ -19,6 +22,7 @@ from support import (
 )
 
 from langfuse_schema import environment, migrations, tables
+from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +56,29 @@ class TestServer:
         )
         assert "hunter2" not in outcome.stderr + outcome.stdout
         assert outcome.code != 0
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://127.0.0.1:1/x?user=u&password=hunter2",
+            "postgresql://127.0.0.1:1/x?sslpassword=hunter2",
+            "postgresql://u:p@hunter2@127.0.0.1:1/x",
+        ],
+    )
+    def test_no_password_is_shown_wherever_it_stands(self, url: str) -> None:
+        outcome = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url)
+        assert "hunter2" not in outcome.stderr + outcome.stdout
+        assert outcome.code != 0
+
+    def test_a_password_with_an_at_sign(self) -> None:
+        url = "postgresql://u:p@ss@127.0.0.1:1/x"
+        outcome = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url)
+        assert_told(outcome, "url-invalid", "a password with an @ in it", "%40")
+
+    def test_a_parameter_with_a_wrong_value(self) -> None:
+        url = "postgresql://u@127.0.0.1:1/x?sslmode=nonsense"
+        outcome = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url)
+        assert_told(outcome, "url-invalid", "nonsense", "correct the parameter")
 
     def test_unknown_host(self, database: Database) -> None:
         url = "postgresql://postgres@db.invalid/postgres"
@@ -239,6 +266,66 @@ class TestOursAlreadyThere:
         )
         refused(database, "policy-unexpected", 'DROP POLICY "Users can view their own traces"')
 
+    def test_tables_of_a_later_revision_without_any(self, database: Database) -> None:
+        """As exported files, or a restore of schema public, leave it."""
+        migrations.upgrade(database.url)
+        undisturbed = database.catalog()
+        database.execute("DROP SCHEMA langfuse_migrations CASCADE")
+        stamp = f"langfuse-schema stamp {HOT_PATHS} && langfuse-schema upgrade head"
+        refused(database, "revision-missing", "but no revision", stamp)
+        assert langfuse_schema(database, "stamp", HOT_PATHS).code == 0
+        assert langfuse_schema(database, "upgrade", "head").code == 0
+        assert database.catalog() == undisturbed
+
+    def test_tables_of_a_later_revision_without_any_and_with_a_difference(
+        self, database: Database
+    ) -> None:
+        migrations.upgrade(database.url)
+        undisturbed = database.catalog()
+        database.execute("DROP SCHEMA langfuse_migrations CASCADE")
+        database.execute("DROP INDEX idx_langfuse_traces_entity")
+        stamp = f"langfuse-schema stamp {HOT_PATHS} && langfuse-schema verify"
+        refused(database, "revision-missing", "other than in 1 of its parts", stamp)
+        *mended, last = verify(database.url)
+        assert [finding.code for finding in mended] == ["index-missing"]
+        database.execute(mended[0].remedy)
+        assert last.remedy == f"langfuse-schema stamp {HOT_PATHS}"
+        assert langfuse_schema(database, "stamp", HOT_PATHS).code == 0
+        assert database.catalog() == undisturbed
+
+    @pytest.mark.parametrize("noted", [LINKS, POLICIES])
+    def test_tables_further_than_their_revision(self, database: Database, noted: str) -> None:
+        migrations.upgrade(database.url)
+        database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{noted}'")
+        refused(database, "revision-behind", f"langfuse-schema stamp --purge {HOT_PATHS}")
+
+    @pytest.mark.parametrize(
+        "type_of_our_name",
+        [
+            "TYPE rate_limit_logs AS ENUM ('a')",
+            "TYPE rate_limit_logs AS (a int)",
+            "DOMAIN rate_limit_logs AS text",
+        ],
+    )
+    def test_a_type_of_our_name(self, database: Database, type_of_our_name: str) -> None:
+        database.execute(f"CREATE {type_of_our_name}")
+        remedy = "ALTER TYPE public.rate_limit_logs RENAME TO rate_limit_logs_before"
+        refused(database, "name-taken", "a type", remedy)
+        database.execute(remedy)
+        assert langfuse_schema(database, "upgrade", "head").code == 0
+
+    def test_a_foreign_key_of_our_name(self, database: Database) -> None:
+        name = "reflections_langfuse_trace_id_fkey"
+        database.execute(
+            "ALTER TABLE reflections ADD other uuid,"
+            f" ADD CONSTRAINT {name} FOREIGN KEY (other) REFERENCES auth.users (id)"
+        )
+        remedy = f"ALTER TABLE public.reflections RENAME CONSTRAINT {name} TO {name}_before"
+        refused(database, "name-taken", f"public.reflections: {name}", remedy)
+        database.execute(remedy)
+        assert langfuse_schema(database, "upgrade", "head").code == 0
+        assert verify(database.url) == []
+
     @pytest.mark.parametrize("revision", PLAN_REVISIONS)
     def test_the_plan_run_by_hand_names_the_stamp(self, database: Database, revision: str) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS[: PLAN_REVISIONS.index(revision) + 1]))
@@ -291,6 +378,23 @@ class TestVersionTable:
         database.execute("UPDATE langfuse_migrations.alembic_version SET version_num = '20990101'")
         refused(database, "revision-unknown", "20990101", "pip install --upgrade langfuse-schema")
 
+    @pytest.mark.parametrize("command", ["upgrade", "preflight", "downgrade"])
+    def test_several_revisions(self, database: Database, command: str) -> None:
+        migrations.upgrade(database.url, POLICIES)
+        database.execute("INSERT INTO langfuse_migrations.alembic_version VALUES ('x')")
+        arguments = {"upgrade": ["head"], "preflight": [], "downgrade": ["-1"]}[command]
+        outcome = langfuse_schema(database, command, *arguments)
+        assert outcome.code != 0
+        assert f"several: {POLICIES}, x" in outcome.stderr + outcome.stdout
+        assert "stamp --purge" in outcome.stderr + outcome.stdout
+
+    def test_stamping_two_revisions(self, database: Database) -> None:
+        migrations.upgrade(database.url, POLICIES)
+        before = database.execute("TABLE langfuse_migrations.alembic_version")
+        outcome = langfuse_schema(database, "stamp", CORE, LINKS)
+        assert_told(outcome, "one revision", f"langfuse-schema stamp {LINKS}")
+        assert database.execute("TABLE langfuse_migrations.alembic_version") == before
+
     @pytest.mark.parametrize("command", [("current",), ("check",), ("downgrade", "-1")])
     def test_an_unknown_revision_stops_the_other_commands_too(
         self, database: Database, command: tuple[str, ...]
@@ -307,6 +411,7 @@ class TestVersionTable:
         outcome = langfuse_schema(database, "upgrade", "20990101")
         assert outcome.code != 0
         assert "20990101" in outcome.stderr
+        assert "langfuse-schema history" in outcome.stderr
         assert "Traceback" not in outcome.stderr
         assert database.catalog() == before
 
@@ -322,6 +427,34 @@ class TestPrivileges:
     def test_no_right_to_make_tables(self, database: Database) -> None:
         database.execute("ALTER SCHEMA public OWNER TO supabase_admin", SUPERUSER)
         refused(database, "privilege-missing", 'GRANT CREATE ON SCHEMA public TO "postgres"')
+
+    def test_no_right_to_make_indexes(self, database: Database) -> None:
+        migrations.upgrade(database.url, CORE)
+        database.execute(
+            "ALTER SCHEMA public OWNER TO supabase_admin;"
+            " REVOKE CREATE ON SCHEMA public FROM postgres, PUBLIC",
+            SUPERUSER,
+        )
+        refused(database, "privilege-missing", 'GRANT CREATE ON SCHEMA public TO "postgres"')
+
+    def test_a_version_table_that_may_only_be_read(self, database: Database) -> None:
+        migrations.upgrade(database.url, HARDENED)
+        table = "langfuse_migrations.alembic_version"
+        database.execute(
+            f"ALTER TABLE {table} OWNER TO supabase_admin; GRANT SELECT ON {table} TO postgres",
+            SUPERUSER,
+        )
+        grant = f'GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {table} TO "postgres"'
+        refused(database, "privilege-missing", grant)
+
+    def test_a_schema_in_which_the_version_table_cannot_be_made(self, database: Database) -> None:
+        database.execute(
+            "CREATE SCHEMA langfuse_migrations;"
+            " GRANT USAGE ON SCHEMA langfuse_migrations TO postgres",
+            SUPERUSER,
+        )
+        grant = 'GRANT USAGE, CREATE ON SCHEMA langfuse_migrations TO "postgres"'
+        refused(database, "privilege-missing", grant)
 
     def test_a_role_that_owns_nothing(self, database: Database) -> None:
         url = database.as_user("authenticator").render_as_string()

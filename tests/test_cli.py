@@ -186,6 +186,16 @@ class TestOurCommandLine:
         assert "Traceback" not in outcome.stderr
         assert "BrokenPipe" not in outcome.stderr
 
+    def test_the_c_locale(self) -> None:
+        c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        assert langfuse_schema(None, "history", **c_locale).code == 0
+        assert langfuse_schema(None, "--help", PYTHONIOENCODING="ascii").code == 0
+
+    def test_options_stand_before_the_command(self, database: Database) -> None:
+        outcome = langfuse_schema(database, "upgrade", "head", "-x", "lock_timeout=2s")
+        assert outcome.code == 2
+        assert "langfuse-schema -x NAME=VALUE COMMAND" in outcome.stderr
+
     def test_no_command(self) -> None:
         outcome = langfuse_schema(None)
         assert outcome.code == 2
@@ -215,6 +225,25 @@ class TestPreflight:
         outcome = langfuse_schema(None, "preflight", DATABASE_URL="postgresql://x@127.0.0.1:1/x")
         assert outcome.code == 2
         assert "server-unreachable" in outcome.stderr
+
+    @pytest.mark.parametrize("command", ["preflight", "verify"])
+    def test_exit_2_prints_json_too(self, command: str) -> None:
+        url = "postgresql://x@127.0.0.1:1/x"
+        outcome = langfuse_schema(None, command, "--format", "json", DATABASE_URL=url)
+        assert outcome.code == 2
+        report = json.loads(outcome.stdout)
+        assert report["ok"] is False
+        assert [finding["code"] for finding in report["findings"]] == ["server-unreachable"]
+
+    @pytest.mark.parametrize("command", ["preflight", "check", "verify"])
+    def test_a_locked_table_is_no_refusal(self, database: Database, command: str) -> None:
+        migrations.upgrade(database.url)
+        with database.connect() as holder:
+            holder.exec_driver_sql("BEGIN; LOCK TABLE langfuse_scores")
+            outcome = langfuse_schema(database, "-x", "lock_timeout=50ms", command)
+            holder.exec_driver_sql("ROLLBACK")
+        assert outcome.code != 0
+        assert "database-busy" in outcome.stderr
 
     def test_text(self, database: Database) -> None:
         migrations.upgrade(database.url, CORE)

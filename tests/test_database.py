@@ -20,6 +20,27 @@ if TYPE_CHECKING:
 URL = "postgresql://u:p@host:6432/app"
 
 
+@pytest.mark.parametrize("value", [0, 0.0001, -1, 1e9, "2s", None])
+@pytest.mark.parametrize("name", ["lock_timeout", "lock_deadline"])
+def test_a_time_that_limits_nothing_is_refused(name: str, value: object) -> None:
+    """To PostgreSQL, a lock_timeout of 0 is to wait for ever."""
+    with pytest.raises(SchemaError, match="option-invalid"):
+        migrations.downgrade("postgresql://nobody@127.0.0.1:1/x", "-1", **{name: value})  # type: ignore[arg-type] # on purpose
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        (None, "url-missing"),
+        (sa.create_engine("sqlite://"), "url-not-postgresql"),
+    ],
+    ids=["None", "sqlite"],
+)
+def test_a_program_without_a_database_of_postgresql(target: object, code: str) -> None:
+    with pytest.raises(SchemaError, match=code):
+        migrations.upgrade(target)  # type: ignore[arg-type] # on purpose
+
+
 class TestUrl:
     @pytest.mark.parametrize(
         "scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"]

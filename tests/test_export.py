@@ -30,6 +30,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(directory.iterdir())}
 
 
+@pytest.mark.parametrize(("after", "files"), [("head", 0), ("base", len(REVISIONS))])
+def test_after_the_newest_there_is_nothing(tmp_path: Path, after: str, files: int) -> None:
+    outcome = langfuse_schema(None, "export", str(tmp_path), "--after", after)
+    assert outcome.code == 0
+    assert len(list(tmp_path.iterdir())) == files
+    assert ("nothing to write" in outcome.stderr) == (files == 0)
+
+
 def rollback(content: str) -> str:
     """What the comment says to undo a file with."""
     _, _, commented = content.partition("-- Rollback:\n--\n")

@@ -6,7 +6,9 @@ whole process, and so are signal handlers: a program that calls us keeps its own
 
 from __future__ import annotations
 
+import os
 import signal
+import time
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from select import select
@@ -83,5 +85,24 @@ def _wait(connection: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
             select(reading, [] if reading else [connection], [])
     except KeyboardInterrupt:
         # psycopg2 closes the connection; the server would go on with the statement, if it has one.
-        briefly(connection.cancel)
+        _cancel(connection)
         raise
+
+
+def _cancel(connection: Any) -> None:  # noqa: ANN401 - as above
+    """Ask the server to cancel, for a moment only: if the network stalls, that never ends.
+
+    In a process of its own, since psycopg2 lets no thread run while it waits for the answer. A
+    server that did not hear of it finds out that we are gone (client_connection_check_interval).
+    """
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            connection.cancel()
+        os._exit(0)
+    until = time.monotonic() + _BRIEFLY_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            until = float("inf")
+        time.sleep(0.005)

@@ -6,6 +6,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
 
 ANSWER_SECONDS = 1.0
+STALLED_STATEMENT = 40  # in the middle of the first revision
 ORPHAN_SECONDS = 10.0  # client_connection_check_interval is 2 s
 
 
@@ -194,6 +196,38 @@ def test_a_signal_is_answered_within_a_second(
     run(sys.executable, "-m", program, "heads")
     # On a machine so busy that a process that does nothing takes longer, that is the measure.
     assert answered <= max(ANSWER_SECONDS, time.monotonic() - began)
+    go(database, "head")
+    assert_nothing_is_left(database)
+
+
+def test_a_signal_is_answered_when_the_network_stalls(database: Database) -> None:
+    stalled, over = threading.Event(), threading.Event()
+    with relayed(database, stop_at=STALLED_STATEMENT) as (relay, through):
+
+        def stall() -> None:
+            relay.silent = True
+            stalled.set()
+            over.wait(30)
+
+        relay.on_stop = stall
+        process = subprocess.Popen(
+            [sys.executable, "-m", "langfuse_schema", "upgrade", "head"],
+            cwd=CHECKOUT,
+            env=environment(DATABASE_URL=through.text),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert stalled.wait(30)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+        answered = time.monotonic() - began
+        over.set()
+    began = time.monotonic()
+    run(sys.executable, "-m", "langfuse_schema", "heads")
+    assert answered <= max(ANSWER_SECONDS, time.monotonic() - began)
+    assert process.returncode == 130
+    assert "interrupted; run the same command again to go on" in told
     go(database, "head")
     assert_nothing_is_left(database)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support import LINKS, PLAN_REVISIONS, Database, alembic, run
+from support import HARDENED, HOT_PATHS, LINKS, PLAN_REVISIONS, Database, alembic, run
 
 from langfuse_schema import migrations
 
@@ -87,6 +87,14 @@ def test_a_script_repairs_an_invalid_index(database: Database, psql: str) -> Non
     script = printed("upgrade", f"20251113000003:{LINKS}")
     run_script(psql, database, script)
     assert database.catalog() == undisturbed
+
+
+def test_a_script_stops_at_an_index_of_another_shape(database: Database, psql: str) -> None:
+    migrations.upgrade(database.url, HARDENED)
+    database.execute("CREATE INDEX idx_langfuse_scores_pending ON langfuse_scores (id)")
+    script = printed("upgrade", f"{HARDENED}:{HOT_PATHS}")
+    with pytest.raises(AssertionError, match="has another shape; rename it"):
+        run_script(psql, database, script)
 
 
 def test_nothing_is_doubled_or_bound() -> None:
