@@ -26,6 +26,7 @@ from support import (
 )
 
 from langfuse_schema import migrations, preflight
+from langfuse_schema.findings import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,6 +143,22 @@ def test_the_wait_of_a_build_for_others_has_an_end(database: Database) -> None:
     assert "SELECT 1 FROM pg_class" in outcome.stderr
     migrations.upgrade(database.url)
     assert is_valid(database)
+
+
+def test_the_wait_has_an_end_also_when_nobody_can_watch(database: Database) -> None:
+    """The role may have one connection only, so that nothing can be asked beside the build."""
+    migrations.upgrade(database.url, CORE)
+    role = f"lonely_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1 IN ROLE postgres", SUPERUSER)
+    try:
+        with snapshot(database), pytest.raises(SchemaError) as refused:
+            migrations.upgrade(database.as_user(role), lock_timeout=0.1, lock_deadline=0.5)
+        (finding,) = refused.value.findings
+        assert (finding.code, finding.object) == ("table-locked", "public.ai_coach_messages")
+        assert "second connection" in finding.found
+        assert "end within 0.5 s" in finding.expected
+    finally:
+        database.execute(f"DROP ROLE {role}", SUPERUSER)
 
 
 def test_progress_is_told_after_a_second(database: Database) -> None:

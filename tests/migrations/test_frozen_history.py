@@ -10,7 +10,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
-from langfuse_schema import environment
+from langfuse_schema import declaration, environment, migrations
 
 SCRIPTS = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())[
     ::-1
@@ -64,6 +64,10 @@ def test_a_revision_has_its_id_in_its_file_name(script: Script) -> None:
 def test_revisions_form_one_line() -> None:
     below = [script.down_revision for script in SCRIPTS]
     assert below == [None, *(script.revision for script in SCRIPTS[:-1])]
+
+
+def test_what_is_declared_has_the_same_revisions() -> None:
+    assert migrations.revisions() == list(declaration.REVISIONS)
 
 
 def test_the_folder_of_revisions_does_not_hide_the_library() -> None:

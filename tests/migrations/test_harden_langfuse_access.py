@@ -61,6 +61,18 @@ def test_grants_that_somebody_added_are_taken_back(database: Database) -> None:
     assert database.catalog() == expected
 
 
+def test_what_a_role_granted_on_ends_with_its_own_grant(database: Database) -> None:
+    migrations.upgrade(database.url)
+    undisturbed = database.catalog()
+    migrations.downgrade(database.url, POLICIES)
+    database.execute(
+        "GRANT SELECT ON langfuse_traces TO service_role WITH GRANT OPTION; SET ROLE service_role;"
+        " GRANT SELECT ON langfuse_traces TO anon; RESET ROLE"
+    )
+    migrations.upgrade(database.url)
+    assert database.catalog() == undisturbed
+
+
 def test_the_downgrade_drops_what_an_interrupted_index_build_left(database: Database) -> None:
     migrations.upgrade(database.url, POLICIES)
     before = database.catalog()
