@@ -69,19 +69,17 @@ def plan_or_strangers(found: dict[str, catalog.Table]) -> Iterator[Finding]:
     revision, number = nearest
     by_plan = revision in declaration.PLAN and not number
     made = f"what {'the SQL of the plan' if by_plan else 'our revisions'} made up to {revision}"
-    if number:
-        made += f", other than in {number} of its parts"
-    remedy = f"langfuse-schema stamp {revision} && langfuse-schema upgrade head"
-    if number:
-        remedy = f"langfuse-schema stamp {revision} && langfuse-schema verify"
-        remedy += "\nthen mend what that names, and: langfuse-schema upgrade head"
+    adopt = f"langfuse-schema stamp {revision} && langfuse-schema upgrade head"
     yield Finding(
         "plan-already-run" if by_plan else "revision-missing",
         ", ".join(ours),
-        f"{made}, but no revision",
+        f"{made}{f', other than in {number} of its parts' if number else ''}, but no revision",
         "none of it, or the revision that it amounts to",
-        f"adopt it: {remedy}",
+        f"mend what is named below, then adopt it: {adopt}" if number else f"adopt it: {adopt}",
     )
+    for name, table in declaration.at(revision).items():
+        if name in found:
+            yield from differences.of_table(table, found[name])
 
 
 def nearest_revision(found: Mapping[str, catalog.Table]) -> tuple[str, int] | None:
