@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-_BRIEFLY_SECONDS = 0.3
+# Together with what ends a run otherwise they stay below the second in which we answer.
+_MOMENT_SECONDS = 0.2
+_BRIEFLY_SECONDS = 0.5
+
+_CANCEL_SECONDS = 5  # until the request is given up, in the background
+_MOST_FILES = 1024
 
 Result = TypeVar("Result")
 
@@ -90,19 +95,20 @@ def _wait(connection: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
 
 
 def _cancel(connection: Any) -> None:  # noqa: ANN401 - as above
-    """Ask the server to cancel, for a moment only: if the network stalls, that never ends.
+    """Ask the server to cancel, and wait a moment only: if the network stalls, that never ends.
 
     In a process of its own, since psycopg2 lets no thread run while it waits for the answer. A
-    server that did not hear of it finds out that we are gone (client_connection_check_interval).
+    server that does not hear of it finds out that we are gone (client_connection_check_interval).
     """
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
+            # Neither our output nor the connection is to be kept open by it.
+            os.closerange(0, _MOST_FILES)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_CANCEL_SECONDS)
             connection.cancel()
         os._exit(0)
-    until = time.monotonic() + _BRIEFLY_SECONDS
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if time.monotonic() > until:
-            os.kill(child, signal.SIGKILL)
-            until = float("inf")
+    until = time.monotonic() + _MOMENT_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < until:
         time.sleep(0.005)

@@ -28,7 +28,7 @@ log = logging.getLogger("langfuse_schema")
 _LOOK_SECONDS = 0.1
 _FIRST_REPORT_SECONDS = 1.0
 _LINE_SECONDS = 10.0
-_END_SECONDS = 0.3  # for the thread, when the run is over
+_END_SECONDS = 0.1  # for the thread, when the run is over
 
 _STATE = """
 SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', p.phase,
