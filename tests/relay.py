@@ -176,15 +176,17 @@ def kill_at(
     """
     with relayed(database, statement, before=before) as (relay, through):
         process: list[multiprocessing.process.BaseProcess] = []
-        started = threading.Event()
+        started, reached = threading.Event(), threading.Event()
 
         def kill() -> None:
             started.wait()
             assert process[0].pid
+            # Before the kill: afterwards, whoever waits for the process may look first.
+            reached.set()
             os.kill(process[0].pid, signal.SIGKILL)
 
         relay.on_stop = kill
         process.append(start(name, through, revision))
         started.set()
         process[0].join()
-        return relay.statements[statement - 1] if relay.stopped.is_set() else None
+        return relay.statements[statement - 1] if reached.is_set() else None
