@@ -115,11 +115,8 @@ TABLE_MUTATIONS = (
         user=SUPERUSER,
     ),
     changed(
-        "; ".join(
-            f"ALTER TABLE {table} OWNER TO anon"
-            for table in (TRACES, SCORES, RUNS, LIMITS, VERSION)
-        ),
-        *(TRACES, SCORES, RUNS, LIMITS, VERSION),
+        "; ".join(f"ALTER TABLE {table} OWNER TO anon" for table in OURS),
+        *OURS,
         user=SUPERUSER,
     ),
 )

@@ -126,11 +126,8 @@ def preflight_report(config: Config) -> Report:
         heads = version_table.heads(connection)
         applied = next(iter(heads), None)
         facts = preflight.facts(connection)
-        if len(heads) > 1:
-            findings = [preflight.several_revisions(heads)]
-        elif applied is not None and applied not in known:
-            findings = [preflight.unknown_revision(applied, known)]
-        else:
+        findings = preflight.check_heads(heads, known)
+        if not findings:
             pending = known[known.index(applied) + 1 :] if applied else known
             findings = preflight.check(connection, [applied] if applied else [], pending)
             connection.rollback()

@@ -102,8 +102,8 @@ def nearest_revision(found: Mapping[str, catalog.Table]) -> tuple[str, int] | No
             for name, table in declaration.at(revision).items()
         )
 
-    nearest = min(reversed(declaration.REVISIONS), key=number)
-    return nearest, number(nearest)
+    numbers = {revision: number(revision) for revision in reversed(declaration.REVISIONS)}
+    return min(numbers.items(), key=lambda item: item[1])
 
 
 def _further(found: Mapping[str, catalog.Table], applied: str) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from langfuse_schema import (
     access,
     catalog,
+    declaration,
     differences,
     obstacles,
     surroundings,
@@ -117,12 +118,19 @@ def check_writable(connection: Connection) -> list[Finding]:
     return [*_server(around), *_version_table(connection, around)]
 
 
-def several_revisions(found: Sequence[str]) -> Finding:
-    """Say that the version table names more than one revision, which no run of ours leaves.
+def check_heads(heads: Sequence[str], known: Sequence[str]) -> list[Finding]:
+    """Find that the version table does not name one of our revisions, or none.
 
     Arguments:
-        found: the revisions in the database.
+        heads: the revisions in the database; more than one is left by no run of ours.
+        known: ours, oldest first.
     """
+    if len(heads) > 1:
+        return [_several_revisions(heads)]
+    return [unknown_revision(head, known) for head in heads if head not in known]
+
+
+def _several_revisions(found: Sequence[str]) -> Finding:
     return Finding(
         "revision-unknown",
         f"{VERSION_SCHEMA}.{VERSION_TABLE}",
@@ -182,10 +190,11 @@ _AROUND = text(
 
 
 def _around(connection: Connection) -> Any:  # noqa: ANN401 - a row of a textual query has no static type
+    links = declaration.at(tables.LINKS)
     parameters = {
         "schema": VERSION_SCHEMA,
         "table": VERSION_TABLE,
-        "constraints": [f"{name}_{tables.LINK_COLUMN}_fkey" for name in tables.APP_TABLES],
+        "constraints": [item.name for name in _APPS for item in links[name].constraints],
         "names": list(obstacles.names(tables.NEWEST)),
         "link": tables.LINK_COLUMN,
         "apps": list(tables.APP_TABLES),

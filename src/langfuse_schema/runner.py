@@ -97,12 +97,10 @@ def known_heads(context: EnvironmentContext, connection: Connection) -> tuple[st
     if context.get_context().opts.get("purge"):
         return ()
     heads = version_table.heads(connection)
-    if len(heads) > 1:
-        raise SchemaError([preflight.several_revisions(heads)])
     known = [script.revision for script in context.script.walk_revisions()][::-1]
-    for head in heads:
-        if head not in known:
-            raise SchemaError([preflight.unknown_revision(head, known)])
+    findings = preflight.check_heads(heads, known)
+    if findings:
+        raise SchemaError(findings)
     return heads
 
 
