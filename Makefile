@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check matrix benchmark clean
+.PHONY: demo test test-slow check generate revision release matrix benchmark clean
 
 ## demo: migrate the embedded database, and show what came of it
 demo: .venv/embedded.stamp
@@ -24,6 +24,18 @@ check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## generate: write the snapshots and the generated parts of the docs
+generate: .venv/dev.stamp
+	$(BIN)/python -m tools.generate
+
+## revision: create a revision, as in: make revision MESSAGE="add a table"
+revision: .venv/dev.stamp
+	$(BIN)/python -m tools.revision "$(MESSAGE)"
+
+## release: freeze the revisions, their snapshots and the helpers that they call
+release: .venv/dev.stamp
+	$(BIN)/python -m tools.release
 
 ## matrix: the fast tests over Pythons, SQLAlchemys, Alembics and PostgreSQLs (pyproject.toml)
 matrix: .venv/dev.stamp

@@ -1,27 +1,28 @@
 """${message}
 
-Why: which question or promise this serves.
-Locks: which tables, how strong, how long. Whoever waits behind us waits that long.
-Duration: what it grows with.
-Reversible: what a downgrade loses.
-If interrupted: what stays behind, and that the same command again heals it.
-
-A revision is frozen history: it imports alembic, sqlalchemy, the standard library and
-langfuse_schema.operations, never tables or access. Indexes on tables that may hold rows are
-built by operations.create_index_online; a transaction takes all its locks first, by
-operations.lock_tables; a downgrade is one transaction and begins by dropping, IF EXISTS, what an
-interrupted upgrade of the next revision may have left.
+Why:
+Locks:
+Duration:
+Reversible:
+If interrupted:
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 """
 
+# Every lock of a transaction is taken first, by operations.lock_tables, the most used table last.
+# New tables are closed by operations.set_table_access, and existing ones get indexes by
+# operations.create_index_online. A revision that is not one transaction is idempotent step by
+# step, and defines discard_partial_upgrade(), which drops what an interrupted upgrade leaves.
+
 from alembic import op
+${imports if imports else ""}
+from langfuse_schema import operations
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
-branch_labels = None
-depends_on = None
+branch_labels = ${repr(branch_labels)}
+depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questions import BATCH, CLAIM, INSERT, ONLY_PENDING, QUESTIONS, UPSERT, ask
-from shared import Row, Sample, engine_of, execute, own_server
+from shared import PLAN_REVISION, Row, Sample, engine_of, execute, own_server
 
-from langfuse_schema import embedded, migrations, tables
+from langfuse_schema import embedded, migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -152,7 +152,7 @@ def measure(version: int, traces: int, directory: Path | None, seconds: float = 
     with own_server(version, directory, **SETTINGS) as server:
         plan, ours = engine_of(server, "postgres"), engine_of(server, "ours")
         embedded.prepare(plan.url, example_rows=False)
-        migrations.upgrade(plan.url, tables.POLICIES)
+        migrations.upgrade(plan.url, PLAN_REVISION)
         many, some, fewest = users_of(traces)
         with plan.connect() as connection:
             sent = traces - traces // PENDING_SHARE

@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any
 import growth
 from growth import ALL_SCORES, FLOORS, STATEMENTS, Asker
 from shared import (
+    HISTORY,
+    HOT_PATHS,
+    PLAN_REVISION,
     Sample,
     clone,
     engine_of,
@@ -32,7 +35,7 @@ from shared import (
     write_json,
 )
 
-from langfuse_schema import embedded, migrations, tables
+from langfuse_schema import embedded, migrations
 from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
@@ -63,7 +66,7 @@ def main() -> int:
     with own_server(options.postgresql, options.directory, **SETTINGS) as server:
         content = surroundings(server_version(server))
         embedded.prepare(server.url(), example_rows=False)
-        migrations.upgrade(server.url(), tables.POLICIES)
+        migrations.upgrade(server.url(), PLAN_REVISION)
         content["sizes"] = []
         for rows in sorted(options.rows):
             content["sizes"].append(measure(server, rows, options.seconds))
@@ -106,8 +109,8 @@ def measure(server: Server, rows: int, seconds: float) -> dict[str, Any]:
         engine = engine_of(server, database)
         asker = Asker(engine, rows, seconds)
         of_plan = asker.ask_all(tuple(statement for statement in STATEMENTS if statement.at_plan))
-        migrations.upgrade(engine.url, tables.HARDENED)
-        built = Sample((milliseconds(lambda: migrations.upgrade(engine.url, tables.HOT_PATHS)),))
+        migrations.upgrade(engine.url, HISTORY.below(HOT_PATHS) or "base")
+        built = Sample((milliseconds(lambda: migrations.upgrade(engine.url, HOT_PATHS)),))
         with engine.connect() as connection:
             size = growth.bytes_per_row(connection, rows)
         floor = min((asker.ask(by_hand) for by_hand in FLOORS), key=lambda sample: sample.median)

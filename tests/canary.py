@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import psycopg
-from support import AOI, SUPERUSER, Database
+
+from tests.support import AOI, SUPERUSER, Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

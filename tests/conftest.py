@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from npm import clients, start_postgresql  # noqa: F401 - a fixture
 from pytest_postgresql import factories
 from sqlalchemy.engine import URL, make_url
-from support import SUPERUSER, Database
 
 from langfuse_schema import embedded
 from langfuse_schema.embedded import binaries, folders
+from tests.npm import clients, start_postgresql  # noqa: F401 - a fixture
+from tests.support import SUPERUSER, Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

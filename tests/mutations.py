@@ -70,7 +70,6 @@ LINKS = tuple(
 
 NO_VALUES = "the values of the column are lost, and nobody but a backup has them"
 IN_THE_WAY = "the names of the indexes are taken until somebody decides about the other table"
-ORDER = "columns are ordered by when they were added"
 REBUILD = "rebuild"
 """As `undo`: take everything back and upgrade again."""
 
@@ -176,8 +175,6 @@ COLUMN_MUTATIONS = (
     changed(
         f"ALTER TABLE {SCORES} DROP comment",
         f"{SCORES}.comment",
-        undo=REBUILD,
-        why_not_healed=ORDER,
     ),
     changed(
         f"ALTER TABLE {LIMITS} RENAME endpoint TO path",
@@ -186,18 +183,6 @@ COLUMN_MUTATIONS = (
         "public.idx_rate_limit_logs_unique",
         undo=f"ALTER TABLE {LIMITS} RENAME path TO endpoint",
         why_not_healed=NO_VALUES,
-    ),
-    changed(
-        f"ALTER TABLE {RUNS} DROP errors, ADD errors jsonb",
-        f"{RUNS}.errors",
-        undo=REBUILD,
-        why_not_healed=ORDER,
-    ),
-    changed(
-        f"ALTER TABLE {LIMITS} DROP request_count, ADD request_count int NOT NULL DEFAULT 1",
-        f"{LIMITS}.request_count",
-        undo=REBUILD,
-        why_not_healed=ORDER,
     ),
 )
 

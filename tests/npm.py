@@ -20,7 +20,7 @@ from langfuse_schema.embedded import binaries
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from support import Database
+    from tests.support import Database
 
 CLIENTS = Path(__file__).parent / "clients"
 

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from support import Database
-
 from langfuse_schema import migrations
+from tests.support import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ _QUERY = b"Q"
 _PORT = 5432  # the name of a socket file only
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["relay", "langfuse_schema.runner", "psycopg2.extras"])
+_forks.set_forkserver_preload(["tests.relay", "langfuse_schema.runner", "psycopg2.extras"])
 
 
 @dataclass

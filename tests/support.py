@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from alembic.config import Config
 
-from langfuse_schema import catalog
+from langfuse_schema import environment as environment_module
+from langfuse_schema._history.chain import History
+from langfuse_schema._postgres import catalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.engine import URL
+
+    from langfuse_schema._postgres.objects import Catalog
 
 CHECKOUT = Path(__file__).parents[1]
 PLAN = Path(__file__).parent / "plan"
@@ -31,10 +36,29 @@ MIO = "a0000000-0000-4000-8000-000000000003"
 
 SUPERUSER = "supabase_admin"
 
-CORE, LINKS, POLICIES = "20251113000003", "20251113000004", "20251113000005"
-PLAN_REVISIONS = (CORE, LINKS, POLICIES)
-HARDENED, HOT_PATHS = "20261123000001", "20261123000002"
-REVISIONS = (*PLAN_REVISIONS, HARDENED, HOT_PATHS)
+HISTORY = History.of(Config(environment_module.config_file()))
+REVISIONS = HISTORY.revisions
+PLAN_REVISIONS = HISTORY.plan
+HEAD = HISTORY.head
+
+
+def revision_of(slug: str) -> str:
+    """The id of the revision with this slug in its file name."""
+    (found,) = (script.revision for script in HISTORY.scripts if slug in script.path)
+    return found
+
+
+def langfuse_tables() -> list[str]:
+    """The tables that the revisions create, as `schema.table`."""
+    return [name for name, table in HISTORY.schema(HEAD).items() if not table.partial]
+
+
+CORE = revision_of("add_langfuse_core")
+LINKS = revision_of("add_langfuse_denormalized_columns")
+POLICIES = revision_of("add_langfuse_rls_policies")
+HARDENED = revision_of("harden_langfuse_access")
+HOT_PATHS = revision_of("index_hot_paths")
+"""Revisions with a test of their own. Tests of history use `REVISIONS` and `HEAD`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +90,7 @@ class Database:
             result = connection.exec_driver_sql(sql.replace("%", "%%"))
             return [tuple(row) for row in result] if result.returns_rows else []
 
-    def catalog(self) -> catalog.Catalog:
+    def catalog(self) -> Catalog:
         """The catalog of all schemas, as a superuser sees it."""
         # In one transaction, which autocommit mode has none of: it holds the search_path.
         engine = sa.create_engine(self.as_user(SUPERUSER), poolclass=sa.NullPool)

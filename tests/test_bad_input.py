@@ -6,10 +6,13 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from support import (
+
+from langfuse_schema import environment, migrations, tables
+from langfuse_schema.verify import verify
+from tests.support import (
     CORE,
     HARDENED,
-    HOT_PATHS,
+    HEAD,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
@@ -18,11 +21,9 @@ from support import (
     Outcome,
     alembic,
     langfuse_schema,
+    langfuse_tables,
     plan_sql,
 )
-
-from langfuse_schema import environment, migrations, tables
-from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -212,11 +213,27 @@ class TestAppTables:
 
     def test_the_column_is_there_in_another_shape(self, database: Database) -> None:
         database.execute("ALTER TABLE reflections ADD langfuse_trace_id text")
-        refused(database, "column-differs", "public.reflections.langfuse_trace_id", "text")
+        remedy = (
+            "ALTER TABLE public.reflections RENAME COLUMN langfuse_trace_id"
+            " TO langfuse_trace_id_before"
+        )
+        refused(database, "name-taken", "public.reflections.langfuse_trace_id", "text", remedy)
+        database.execute(remedy)
+        assert langfuse_schema(database, "upgrade", "head").code == 0
+
+    def test_the_column_is_there_without_its_foreign_key(self, database: Database) -> None:
+        migrations.upgrade(database.url, CORE)
+        database.execute("ALTER TABLE reflections ADD langfuse_trace_id uuid")
+        refused(
+            database,
+            "constraint-missing",
+            "public.reflections: reflections_langfuse_trace_id_fkey",
+            "ALTER TABLE public.reflections ADD CONSTRAINT",
+        )
 
     def test_the_name_of_the_index_is_taken(self, database: Database) -> None:
         database.execute("CREATE INDEX idx_reflections_langfuse_trace_id ON reflections (body)")
-        refused(database, "index-differs", "public.idx_reflections_langfuse_trace_id", "(body)")
+        refused(database, "name-taken", "public.idx_reflections_langfuse_trace_id", "(body)")
 
     def test_everything_that_is_wrong_is_told_at_once(self, database: Database) -> None:
         database.execute("DROP TABLE reflections")
@@ -266,16 +283,16 @@ class TestOursAlreadyThere:
         database.execute(
             'CREATE POLICY "Users can view their own traces" ON langfuse_traces USING (true)'
         )
-        refused(database, "policy-unexpected", 'DROP POLICY "Users can view their own traces"')
+        refused(database, "name-taken", 'DROP POLICY "Users can view their own traces"')
 
     def test_tables_of_a_later_revision_without_any(self, database: Database) -> None:
         """As exported files, or a restore of schema public, leave it."""
         migrations.upgrade(database.url)
         undisturbed = database.catalog()
         database.execute("DROP SCHEMA langfuse_migrations CASCADE")
-        stamp = f"langfuse-schema stamp {HOT_PATHS} && langfuse-schema upgrade head"
+        stamp = f"langfuse-schema stamp {HEAD} && langfuse-schema upgrade head"
         refused(database, "revision-missing", "but no revision", stamp)
-        assert langfuse_schema(database, "stamp", HOT_PATHS).code == 0
+        assert langfuse_schema(database, "stamp", HEAD).code == 0
         assert langfuse_schema(database, "upgrade", "head").code == 0
         assert database.catalog() == undisturbed
 
@@ -286,20 +303,20 @@ class TestOursAlreadyThere:
         undisturbed = database.catalog()
         database.execute("DROP SCHEMA langfuse_migrations CASCADE")
         database.execute("DROP INDEX idx_langfuse_traces_entity")
-        stamp = f"langfuse-schema stamp {HOT_PATHS} && langfuse-schema upgrade head"
+        stamp = f"langfuse-schema stamp {HEAD} && langfuse-schema upgrade head"
         refused(database, "revision-missing", "index-missing", "mend what is named below", stamp)
         *mended, last = verify(database.url)
         assert [finding.code for finding in mended] == ["index-missing"]
         database.execute(mended[0].remedy)
-        assert last.remedy == f"langfuse-schema stamp {HOT_PATHS}"
-        assert langfuse_schema(database, "stamp", HOT_PATHS).code == 0
+        assert last.remedy == f"langfuse-schema stamp {HEAD}"
+        assert langfuse_schema(database, "stamp", HEAD).code == 0
         assert database.catalog() == undisturbed
 
     @pytest.mark.parametrize("noted", [LINKS, POLICIES])
     def test_tables_further_than_their_revision(self, database: Database, noted: str) -> None:
         migrations.upgrade(database.url)
         database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{noted}'")
-        refused(database, "revision-behind", f"langfuse-schema stamp --purge {HOT_PATHS}")
+        refused(database, "revision-behind", f"langfuse-schema stamp --purge {HEAD}")
 
     @pytest.mark.parametrize(
         "type_of_our_name",
@@ -347,10 +364,7 @@ class TestVersionTable:
     def test_tables_gone_after_a_reset(self, database: Database) -> None:
         migrations.upgrade(database.url)
         before = database.execute("SELECT version_num FROM langfuse_migrations.alembic_version")
-        database.execute(
-            "DROP TABLE langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs"
-            " CASCADE"
-        )
+        database.execute(f"DROP TABLE {', '.join(langfuse_tables())} CASCADE")
         refused(
             database, "revision-without-tables", f"revision {before[0][0]}", "langfuse-schema stamp"
         )
@@ -358,10 +372,7 @@ class TestVersionTable:
     def test_the_named_stamp_heals_a_reset(self, database: Database) -> None:
         migrations.upgrade(database.url)
         undisturbed = database.catalog()
-        database.execute(
-            "DROP TABLE langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs"
-            " CASCADE"
-        )
+        database.execute(f"DROP TABLE {', '.join(langfuse_tables())} CASCADE")
         assert alembic(database, "stamp", "base").code == 0
         for table in tables.APP_TABLES:
             remedy = f"ALTER TABLE public.{table} DROP COLUMN langfuse_trace_id"

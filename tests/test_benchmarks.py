@@ -7,9 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CHECKOUT, Database, run
 
 from langfuse_schema import migrations
+from tests.support import CHECKOUT, Database, run
 
 if TYPE_CHECKING:
     from pathlib import Path

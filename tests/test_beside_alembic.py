@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CHECKOUT, Database, Outcome, run
 
 from langfuse_schema.verify import verify
+from tests.support import CHECKOUT, Database, Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
 
 from langfuse_schema import cli, migrations
+from tests.support import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ class TestOurCommandLine:
         shown = langfuse_schema(None, name, "--help").stdout
         for example in cli._EXAMPLES_OF[name]:
             assert f"\n  {example}\n" in shown
-            program, *arguments = shlex.split(example)
+            program, *arguments = shlex.split(example.replace("REVISION", POLICIES))
             assert program == "langfuse-schema"
             if name == "dev":
                 continue  # run by test_embedded

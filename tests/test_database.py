@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from support import Database, alembic
 
 from langfuse_schema import environment, migrations
+from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.database import Options, find_source, parse_options, parse_url
-from langfuse_schema.findings import SchemaError
+from tests.support import Database, alembic
 
 if TYPE_CHECKING:
     from pathlib import Path

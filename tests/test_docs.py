@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import sys
@@ -14,7 +13,10 @@ import pytest
 import sqlalchemy as sa
 from rate_limit import allow
 from sqlalchemy.exc import ProgrammingError
-from support import (
+
+from langfuse_schema import migrations
+from langfuse_schema.verify import verify
+from tests.support import (
     AOI,
     CHECKOUT,
     PLAN_REVISIONS,
@@ -25,9 +27,7 @@ from support import (
     plan_sql,
     run,
 )
-
-from langfuse_schema import migrations
-from langfuse_schema.verify import verify
+from tools import chain, generate, pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,14 +119,10 @@ def test_what_the_readme_shows_of_verify_is_of_today(database: Database) -> None
 
 
 def test_the_generated_parts_are_of_today(database: Database) -> None:
-    path = CHECKOUT / "docs" / "generate.py"
-    spec = importlib.util.spec_from_file_location("generate", path)
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    for page, text in generate.pages(generate.measure(database.url)).items():
-        assert page.read_text(encoding="utf-8") == text, "type: python docs/generate.py"
+    measured = chain.run_all(database.url)
+    generated = generate.snapshot_files(measured) | pages.pages(measured)
+    for page, text in generated.items():
+        assert page.read_text(encoding="utf-8") == text, "run: make generate"
 
 
 def test_pages_name_no_page_that_is_not_there() -> None:

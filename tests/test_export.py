@@ -6,7 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from support import (
+
+from langfuse_schema import migrations
+from langfuse_schema.verify import verify
+from tests.support import (
     PLAN_REVISIONS,
     POLICIES,
     REVISIONS,
@@ -14,9 +17,6 @@ from support import (
     langfuse_schema,
     plan_sql,
 )
-
-from langfuse_schema import migrations
-from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import CHECKOUT, environment
+
+from tests.support import CHECKOUT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

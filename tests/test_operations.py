@@ -10,9 +10,12 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from support import (
+
+from langfuse_schema import migrations, tables
+from langfuse_schema.verify import verify
+from tests.support import (
     CHECKOUT,
-    HOT_PATHS,
+    HEAD,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
@@ -25,14 +28,11 @@ from support import (
     plan_sql,
 )
 
-from langfuse_schema import access, migrations, tables
-from langfuse_schema.verify import verify
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import TestServer
+    from tests.conftest import TestServer
 
 PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
 VERIFYING = (CHECKOUT / "docs" / "verify.md").read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def note(database: Database, revision: str) -> None:
 
 
 def reset(database: Database) -> None:
-    for table in access.TABLES:
+    for table in tables.metadata.tables.keys() - {"auth.users"}:
         database.execute(f"DROP TABLE public.{table} CASCADE")
     for table in tables.APP_TABLES:
         database.execute(f"ALTER TABLE public.{table} DROP {tables.LINK_COLUMN}")
@@ -90,7 +90,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
     "further than it says": (
         lambda database: note(database, POLICIES),
         "revision-behind",
-        f"langfuse-schema stamp --purge {HOT_PATHS}",
+        f"langfuse-schema stamp --purge {HEAD}",
     ),
     "made by hand": (
         run_the_plan_by_hand,
@@ -100,7 +100,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
     "restored without its revision": (
         forget_the_revision,
         "version-table-missing",
-        f"langfuse-schema stamp --purge {HOT_PATHS}",
+        f"langfuse-schema stamp --purge {HEAD}",
     ),
     "never migrated": (
         lambda database: (reset(database), forget_the_revision(database)),
@@ -119,7 +119,7 @@ def test_what_the_page_says_to_type_mends_it(
     happened(database)
     finding = next(finding for finding in verify(database.url) if finding.code == code)
     if code != "table-missing":
-        assert finding.remedy.replace(HOT_PATHS, "head") == typed.replace(HOT_PATHS, "head")
+        assert finding.remedy.replace(HEAD, "head") == typed.replace(HEAD, "head")
     for command in typed.split(" && "):
         outcome = langfuse_schema(database, *shlex.split(command)[1:])
         assert outcome.code == 0, outcome.stderr

@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support import AOI, CORE, LINKS, POLICIES, SUPERUSER, Database, langfuse_schema
 
-from langfuse_schema import migrations, preflight
+from langfuse_schema import migrations
+from langfuse_schema._checks import requirements
+from tests.support import AOI, CORE, LINKS, POLICIES, SUPERUSER, Database, langfuse_schema
 
 if TYPE_CHECKING:
-    from conftest import OwnServer
+    from tests.conftest import OwnServer
 
 INDEX = "idx_reflections_langfuse_trace_id"
 
@@ -168,7 +169,7 @@ def test_a_missing_right_is_an_error(database: Database, revoked: str, place: st
 def test_a_server_that_is_too_old_is_an_error(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "OLDEST_SERVER", 99)
+    monkeypatch.setattr(requirements, "OLDEST_SERVER", 99)
     found = migrations.preflight_report(migrations.config_for(database.url))
     (finding,) = found.findings
     assert (finding.code, finding.expected) == ("server-too-old", "PostgreSQL 99 or newer")

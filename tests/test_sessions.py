@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from support import Database, alembic
-
 from langfuse_schema import migrations, sessions
 from langfuse_schema.database import Options
+from tests.support import Database, alembic
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

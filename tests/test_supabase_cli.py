@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from npm import QUIET, connection_string
-from support import REVISIONS, Database, Outcome, langfuse_schema, run
 
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
+from tests.npm import QUIET, connection_string
+from tests.support import REVISIONS, Database, Outcome, langfuse_schema, run
 
 if TYPE_CHECKING:
     from pathlib import Path

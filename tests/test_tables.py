@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
-from support import AOI, Database
 
 import langfuse_schema
 from langfuse_schema import (
@@ -26,6 +25,7 @@ from langfuse_schema import (
     migrations,
 )
 from langfuse_schema.tables import NOT_OURS
+from tests.support import AOI, Database
 
 
 def test_the_public_names_are_importable() -> None:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import CHECKOUT, run
+
+from tests.support import CHECKOUT, run
 
 pytestmark = [
     pytest.mark.slow,

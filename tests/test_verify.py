@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from support import (
-    HOT_PATHS,
+
+from langfuse_schema import migrations
+from langfuse_schema._postgres import catalog
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema.verify import verify
+from tests.support import (
+    HEAD,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
@@ -19,10 +24,6 @@ from support import (
     langfuse_schema,
     plan_sql,
 )
-
-from langfuse_schema import catalog, migrations
-from langfuse_schema.findings import SchemaError
-from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +45,7 @@ def test_an_untouched_head_is_what_was_promised(any_world: Database) -> None:
 def test_every_revision_is_what_was_promised(database: Database, revision: str) -> None:
     migrations.upgrade(database.url, revision)
     assert verify(database.url, revision) == []
-    if revision != HOT_PATHS:
+    if revision != HEAD:
         assert codes(database) == {("revision-behind", VERSION)}
 
 
@@ -59,9 +60,7 @@ def test_the_plan_run_by_hand_is_told_how_to_be_adopted(legacy_database: Databas
     legacy_database.execute(plan_sql(*PLAN_REVISIONS))
     first, *others = verify(legacy_database.url)
     assert (first.code, first.object) == ("version-table-missing", VERSION)
-    assert first.remedy == (
-        f"langfuse-schema stamp {POLICIES} && langfuse-schema upgrade {HOT_PATHS}"
-    )
+    assert first.remedy == (f"langfuse-schema stamp {POLICIES} && langfuse-schema upgrade {HEAD}")
     assert {finding.code for finding in others} == {"grant-unexpected"}
 
 
@@ -109,12 +108,12 @@ def test_the_json_keeps_its_shape(
     report = json.loads(outcome.stdout)
     assert outcome.code == 0
     assert report.keys() == {"ok", "revision", "facts", "findings"}
-    assert (report["ok"], report["revision"], report["findings"]) == (True, HOT_PATHS, [])
+    assert (report["ok"], report["revision"], report["findings"]) == (True, HEAD, [])
     facts = report["facts"]
     assert facts["extra_indexes"] == ["public.mine"]
     assert facts["other_grants"] == ["public.langfuse_batch_runs: authenticator"]
     assert facts["api_roles"] == ["anon", "authenticated", "service_role"]
-    assert [check["ok"] for check in facts["checks"]] == [True] * 12
+    assert {check["ok"] for check in facts["checks"]} == {True}
     record_property("ms to read a database (a fact of verify)", facts["elapsed_milliseconds"])
 
     database.execute("ALTER TABLE langfuse_traces DISABLE ROW LEVEL SECURITY")
@@ -130,6 +129,43 @@ def test_the_json_keeps_its_shape(
             "severity": "error",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE langfuse_batch_runs DROP errors, ADD errors jsonb",
+        """ALTER TABLE langfuse_batch_runs DROP batch_name, ADD batch_name text NOT NULL;
+        CREATE INDEX idx_langfuse_batch_runs_batch_name ON langfuse_batch_runs (batch_name)""",
+    ],
+)
+def test_verify_reports_column_order_as_fact(database: Database, change: str) -> None:
+    migrations.upgrade(database.url)
+    database.execute(change)
+    outcome = langfuse_schema(database, "verify", "--format", "json")
+    assert outcome.code == 0
+    facts = json.loads(outcome.stdout)["facts"]
+    assert facts["column_order"] == ["public.langfuse_batch_runs"]
+    assert {check["ok"] for check in facts["checks"]} == {True}
+
+
+def test_verify_ticks_no_line_that_was_not_compared(database: Database) -> None:
+    checks = ticks(database)
+    assert set(checks.values()) == {"[ ]", "[-]"}
+    assert checks["one owner"] == checks["grants are right"] == "[-]"
+
+    migrations.upgrade(database.url)
+    database.execute(f"UPDATE {VERSION} SET version_num = '20991231000001'")
+    database.execute("DROP TABLE rate_limit_logs")
+    checks = ticks(database)
+    assert checks.pop("revision") == "[ ]"
+    assert set(checks.values()) == {"[-]"}
+
+
+def ticks(database: Database) -> dict[str, str]:
+    """The mark of each line of the checklist by its title."""
+    lines = langfuse_schema(database, "verify").stdout.splitlines()
+    return {line[4:].partition(" … ")[0]: line[:3] for line in lines if line.startswith("[")}
 
 
 def test_a_database_never_migrated_misses_everything(database: Database) -> None:

@@ -6,18 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mutations import MUTATIONS, REBUILD, SUPERUSER, Mutation
-from support import Database, insert_example_rows, langfuse_schema
-
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
+from tests.mutations import MUTATIONS, REBUILD, SUPERUSER, Mutation
+from tests.support import Database, insert_example_rows, langfuse_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
-    from langfuse_schema.findings import Finding
+    from langfuse_schema._postgres.findings import Finding
 
 
 @dataclass(frozen=True)

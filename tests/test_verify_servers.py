@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from mutations import SUPERUSER
-from npm import start_postgresql
-from support import PLAN_REVISIONS, POLICIES, Database, plan_sql
-from test_verify_mutations import try_every_mutation
 
 from langfuse_schema import embedded, migrations
 from langfuse_schema.embedded import folders
 from langfuse_schema.verify import verify
+from tests.mutations import SUPERUSER
+from tests.npm import start_postgresql
+from tests.support import PLAN_REVISIONS, POLICIES, Database, plan_sql
+from tests.test_verify_mutations import try_every_mutation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

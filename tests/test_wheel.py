@@ -10,7 +10,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
-from support import BUILDING, CHECKOUT, Database, environment, run, until
+
+from tests.support import BUILDING, CHECKOUT, Database, environment, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ Locks: SHARE ROW EXCLUSIVE on auth.users, waited for at most one lock_timeout an
     milliseconds. Reads go on; sign-ups and other writes wait that long.
 Duration: milliseconds; it grows with nothing.
 Reversible: yes; the downgrade drops the four tables with all their rows. It takes ACCESS
-    EXCLUSIVE on them, on the app's three tables and, last, on auth.users.
+    EXCLUSIVE on them and, last, on auth.users.
 If interrupted: nothing stays behind, upwards or downwards; run the same command again.
 
 Revision ID: 20251113000003
@@ -25,6 +25,7 @@ revision = "20251113000003"
 down_revision = None
 branch_labels = None
 depends_on = None
+of_plan = True
 
 TABLES = ("langfuse_traces", "langfuse_scores", "langfuse_batch_runs", "rate_limit_logs")
 
@@ -39,9 +40,6 @@ INDEXES = (
     ("idx_langfuse_batch_runs_created_at", "langfuse_batch_runs", ["created_at"]),
     ("idx_rate_limit_logs_user_id", "rate_limit_logs", ["user_id"]),
 )
-
-# Made by the next revision, one by one; an interrupted run of it leaves some of them.
-LINKED_APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
 
 def upgrade() -> None:
@@ -66,15 +64,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     operations.report_rows(TABLES)
-    locked = (*TABLES, *LINKED_APP_TABLES)
-    operations.lock_tables(
-        {
-            **{f"public.{table}": "ACCESS EXCLUSIVE" for table in locked},
-            "auth.users": "ACCESS EXCLUSIVE",
-        }
-    )
-    for table in reversed(LINKED_APP_TABLES):
-        op.execute(f"ALTER TABLE IF EXISTS public.{table} DROP COLUMN IF EXISTS langfuse_trace_id")
+    locked = (*(f"public.{table}" for table in TABLES), "auth.users")
+    operations.lock_tables(dict.fromkeys(locked, "ACCESS EXCLUSIVE"))
     for table in reversed(TABLES):
         op.drop_table(table, schema="public")
 

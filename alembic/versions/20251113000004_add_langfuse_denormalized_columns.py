@@ -26,6 +26,7 @@ revision = "20251113000004"
 down_revision = "20251113000003"
 branch_labels = None
 depends_on = None
+of_plan = True
 
 APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
@@ -44,6 +45,10 @@ def downgrade() -> None:
     operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in locked})
     for table in reversed(APP_TABLES):
         op.drop_column(table, "langfuse_trace_id", schema="public", if_exists=True)
+
+
+def discard_partial_upgrade() -> None:
+    downgrade()
 
 
 def add_column(table: str) -> None:

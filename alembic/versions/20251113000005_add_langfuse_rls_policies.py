@@ -22,6 +22,7 @@ revision = "20251113000005"
 down_revision = "20251113000004"
 branch_labels = None
 depends_on = None
+of_plan = True
 
 SERVICE = {"service_role": "SELECT, INSERT, UPDATE, DELETE"}
 

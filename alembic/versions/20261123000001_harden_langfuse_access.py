@@ -18,7 +18,7 @@ Locks: ACCESS EXCLUSIVE on the four tables, waited for at most one lock_timeout 
     held for milliseconds.
 Duration: milliseconds; it grows with nothing.
 Reversible: yes; nothing is lost. The downgrade restores the policies and the grants of
-    20251113000005, and drops the indexes that an interrupted 20261123000002 may have left.
+    20251113000005.
 If interrupted: nothing stays behind, upwards or downwards; run the same command again.
 
 Revision ID: 20261123000001
@@ -98,13 +98,6 @@ POLICIES = (
     ),
 )
 
-# Made by the next revision, one by one; an interrupted run of it leaves some of them.
-NEXT_INDEXES = (
-    "idx_langfuse_scores_pending",
-    "idx_langfuse_traces_user_id_created_at",
-    "idx_langfuse_traces_user_id_trace_id",
-)
-
 
 def upgrade() -> None:
     lock_tables()
@@ -118,8 +111,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     lock_tables()
-    for index in reversed(NEXT_INDEXES):
-        op.execute(f"DROP INDEX IF EXISTS public.{index}")
     for table in reversed(TABLES):
         operations.set_table_access(f"public.{table}", {**SERVICE, **USERS_BEFORE.get(table, {})})
     for name, table, rule, _ in reversed(POLICIES):

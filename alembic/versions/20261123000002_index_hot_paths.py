@@ -61,3 +61,7 @@ def downgrade() -> None:
     operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for _, table, *_ in INDEXES})
     for name, table, *_ in reversed(INDEXES):
         op.drop_index(name, table, schema="public", if_exists=True)
+
+
+def discard_partial_upgrade() -> None:
+    downgrade()

@@ -16,7 +16,7 @@ from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
 from langfuse_schema import environment, migrations
-from langfuse_schema.findings import Report, SchemaError
+from langfuse_schema._postgres.findings import Report, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,30 +64,30 @@ examples:
 _EXAMPLES_OF = {
     "upgrade": (
         "langfuse-schema upgrade head",
-        "langfuse-schema upgrade 20251113000005",
+        "langfuse-schema upgrade REVISION",
         "langfuse-schema upgrade head --sql",
         "langfuse-schema -x lock_timeout=2s -x lock_deadline=1h upgrade head",
     ),
     "downgrade": (
         "langfuse-schema downgrade -1",
         "langfuse-schema downgrade base",
-        "langfuse-schema downgrade head:20251113000005 --sql",
+        "langfuse-schema downgrade head:base --sql",
     ),
     "current": ("langfuse-schema current", "langfuse-schema current --verbose"),
     "history": ("langfuse-schema history", "langfuse-schema history --indicate-current"),
     "heads": ("langfuse-schema heads",),
-    "show": ("langfuse-schema show 20251113000004", "langfuse-schema show head"),
+    "show": ("langfuse-schema show head",),
     "check": ("langfuse-schema check",),
-    "stamp": ("langfuse-schema stamp 20251113000005", "langfuse-schema stamp base"),
+    "stamp": ("langfuse-schema stamp REVISION", "langfuse-schema stamp base"),
     "preflight": ("langfuse-schema preflight", "langfuse-schema preflight --format json"),
     "verify": (
         "langfuse-schema verify",
-        "langfuse-schema verify --revision 20251113000005",
+        "langfuse-schema verify --revision REVISION",
         "langfuse-schema verify --format json",
     ),
     "export": (
         "langfuse-schema export supabase/migrations",
-        "langfuse-schema export supabase/migrations --after 20251113000005",
+        "langfuse-schema export supabase/migrations --after REVISION",
     ),
     "dev": ("langfuse-schema dev", "langfuse-schema dev psql -c '\\dt'"),
 }

@@ -14,7 +14,7 @@ from psycopg2.extensions import parse_dsn
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema._postgres.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
 from langfuse_schema import database, sessions
-from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema._postgres.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,7 +150,7 @@ def _differs(path: Path) -> Finding:
         "a file of that name with another content",
         "no file, or the same content",
         "if it is the plan's own, which was applied already, export what comes after:"
-        " langfuse-schema export DIR --after 20251113000005\n"
+        " langfuse-schema export DIR --after REVISION\n"
         "to overwrite it: langfuse-schema export DIR --force",
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema._postgres.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from langfuse_schema import (
     database,
     environment,
     pooling,
-    preflight,
     sessions,
-    surroundings,
     version_table,
 )
+from langfuse_schema._checks import drift, preflight
+from langfuse_schema._checks.pending import PendingUpgrade
+from langfuse_schema._checks.transactions import long_transactions
+from langfuse_schema._history.chain import History
+from langfuse_schema._postgres.findings import Finding, Report, SchemaError
 from langfuse_schema.database import Options
-from langfuse_schema.findings import Finding, Report, SchemaError
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
+
+    from langfuse_schema._history.snapshots import Tables
 
 
 def revisions(config: Config | None = None) -> list[str]:
@@ -32,8 +35,20 @@ def revisions(config: Config | None = None) -> list[str]:
     Arguments:
         config: Alembic's configuration; our own if None.
     """
-    script = ScriptDirectory.from_config(config or Config(environment.config_file()))
-    return [revision.revision for revision in script.walk_revisions()][::-1]
+    return list(History.of(config or Config(environment.config_file())).revisions)
+
+
+def schema_at(revision: str) -> Tables:
+    """Return the tables after a revision, by `schema.table`.
+
+    Arguments:
+        revision: `head`, or a revision id.
+
+    Raises:
+        CommandError: there is no such revision.
+    """
+    history = History.of(Config(environment.config_file()))
+    return history.schema(history.resolve(revision))
 
 
 def upgrade(
@@ -121,20 +136,20 @@ def preflight_report(config: Config) -> Report:
     Raises:
         SchemaError: the database cannot be reached, or not read.
     """
-    known = revisions(config)
+    history = History.of(config)
     with environment.connection_of(config) as connection, sessions.errors_for_users("the database"):
         heads = version_table.heads(connection)
         applied = next(iter(heads), None)
-        facts = preflight.facts(connection)
-        findings = preflight.check_heads(heads, known)
+        facts = preflight.facts(connection, history.schema(history.head))
+        findings = preflight.check_heads(heads, history)
         if not findings:
-            pending = known[known.index(applied) + 1 :] if applied else known
-            findings = preflight.check(connection, [applied] if applied else [], pending)
+            upgrade = PendingUpgrade(history, applied, history.after(applied))
+            findings = preflight.check(connection, upgrade)
             connection.rollback()
-            if pending:
+            if upgrade.revisions:
                 findings += pooling.find(connection)
                 timeout = environment.options_of(config).lock_timeout
-                findings += surroundings.long_transactions(connection, pending, timeout)
+                findings += long_transactions(connection, upgrade, timeout)
         return Report(applied, tuple(findings), facts)
 
 
@@ -149,15 +164,12 @@ def verify_report(config: Config, revision: str = "head") -> Report:
         SchemaError: the database cannot be reached or not read, or a migration is running.
         CommandError: there is no such revision.
     """
-    from langfuse_schema import verify
-
-    script = ScriptDirectory.from_config(config)
-    known = [found.revision for found in script.walk_revisions()][::-1]
-    target = script.get_revision(revision)
+    history = History.of(config)
+    target = history.resolve(revision)
     if target is None:
         raise CommandError(f"verify compares with a revision, not with {revision}")
     with (
         environment.connection_of(config, only_reading=True) as connection,
         sessions.errors_for_users("the database"),
     ):
-        return verify.report(connection, known, target.revision, environment.options_of(config))
+        return drift.report(connection, history, target, environment.options_of(config))

@@ -61,32 +61,51 @@ END $$"""
 
 
 def set_table_access(table: str, grants: Mapping[str, str]) -> None:
-    """Close a table to everyone but its owner, then grant what is meant.
+    """Revoke all privileges on a table and its sequences, then grant the given ones.
 
-    Neither of Supabase's two sets of default privileges may be relied upon, and a role of
-    either may be absent on plain PostgreSQL.
+    The result is the same under both of Supabase's sets of default privileges, and without
+    the API roles on plain PostgreSQL. A column needs no grant on the sequence of its identity.
 
     Arguments:
         table: `schema.table`, owned by the running role.
         grants: privileges, as GRANT spells them, by role.
     """
-    # With what they granted on: otherwise their own grants could not be taken away.
-    statements = [f"REVOKE ALL ON TABLE {table} FROM PUBLIC CASCADE;"]
-    for role in ("anon", "authenticated", "service_role"):
-        change = [f"REVOKE ALL ON TABLE {table} FROM {role} CASCADE;"]
-        if role in grants:
-            change.append(f"GRANT {grants[role]} ON TABLE {table} TO {role};")
-        statements.append(
-            f"IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN\n"
-            + "\n".join(f"    {line}" for line in change)
-            + "\n  END IF;"
-        )
-    body = "\n  ".join(statements)
-    op.execute(f"DO $$\nBEGIN\n  {body}\nEND $$")
+    given = "".join(
+        f"\n  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN"
+        f"\n    GRANT {privileges} ON TABLE {table} TO {role};\n  END IF;"
+        for role, privileges in grants.items()
+    )
+    # CASCADE ends the privileges that these roles have granted to others.
+    op.execute(
+        f"""
+DO $$
+DECLARE
+  grantee text;
+  owned regclass;
+BEGIN
+  FOR grantee IN SELECT 'PUBLIC' UNION ALL
+    SELECT quote_ident(rolname) FROM pg_roles
+    WHERE rolname IN ('anon', 'authenticated', 'service_role')
+  LOOP
+    EXECUTE format('REVOKE ALL ON TABLE {table} FROM %s CASCADE', grantee);
+    FOR owned IN SELECT d.objid FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid
+      WHERE d.refobjid = '{table}'::regclass AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
+    LOOP
+      EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s CASCADE', owned, grantee);
+    END LOOP;
+  END LOOP;{given}
+END $$"""
+    )
 
 
-def create_index_online(
-    name: str, table: str, columns: Sequence[str], *, unique: bool = False, where: str | None = None
+def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
+    name: str,
+    table: str,
+    columns: Sequence[str],
+    *,
+    unique: bool = False,
+    where: str | None = None,
+    method: str = "btree",
 ) -> None:
     """Build an index that writers of the table do not wait for, whatever was left behind.
 
@@ -100,16 +119,17 @@ def create_index_online(
     Arguments:
         name: the index, without schema.
         table: a table of schema public, without schema.
-        columns: in the order of the index.
+        columns: in the order of the index; expressions as PostgreSQL prints them.
         unique: whether it is a unique index.
         where: the predicate of a partial index, as PostgreSQL prints it, without parentheses.
+        method: the access method, such as `gin`.
 
     Raises:
         CommandError: the name belongs to something else.
     """
     kind = "UNIQUE INDEX" if unique else "INDEX"
     # As PostgreSQL prints it, so that what was built beforehand can be compared with it.
-    body = f"{name} ON public.{table} USING btree ({', '.join(columns)})"
+    body = f"{name} ON public.{table} USING {method} ({', '.join(columns)})"
     if where:
         body += f" WHERE ({where})"
     if op.get_context().opts.get("plain_indexes"):

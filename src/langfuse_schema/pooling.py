@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from langfuse_schema import database, sessions
-from langfuse_schema.findings import Finding
+from langfuse_schema._postgres.findings import Finding
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from alembic.runtime.migration import RevisionStep
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from langfuse_schema import interruption, locking, pooling, preflight, sessions, version_table
-from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema import interruption, locking, pooling, sessions, version_table
+from langfuse_schema._checks import preflight
+from langfuse_schema._checks.pending import PendingUpgrade
+from langfuse_schema._history.chain import History
+from langfuse_schema._history.discards import with_discards
+from langfuse_schema._postgres.findings import Finding, SchemaError
 from langfuse_schema.watching import Watcher
 
 if TYPE_CHECKING:
@@ -33,13 +37,14 @@ _PAUSE_SECONDS = (1.0, 2.0)
 _REMINDER_SECONDS = 10.0
 
 
-def run(
+def run(  # noqa: PLR0913 - one for each part of a run
     context: EnvironmentContext,
     configure: Callable[..., None],
     connection: Connection,
     options: Options,
     *,
     terminal: bool,
+    checked: bool = True,
 ) -> None:
     """Take the steps of a command that writes, if there are any.
 
@@ -49,6 +54,7 @@ def run(
         connection: from `sessions.connect`, in the transaction it came with.
         options: of the run.
         terminal: whether progress is a line that is written over.
+        checked: whether preflight runs before the first step.
 
     Raises:
         SchemaError: the database cannot take it, or others were in the way for too long.
@@ -63,7 +69,7 @@ def run(
             f"type: langfuse-schema stamp {max(destination)}",
         )
         raise SchemaError([finding])
-    pending = _Run(context, configure, connection, options)
+    pending = _Run(context, configure, connection, options, checked=checked)
     pending.plan()
     if not pending:
         pending.check_at_rest()
@@ -97,8 +103,7 @@ def known_heads(context: EnvironmentContext, connection: Connection) -> tuple[st
     if context.get_context().opts.get("purge"):
         return ()
     heads = version_table.heads(connection)
-    known = [script.revision for script in context.script.walk_revisions()][::-1]
-    findings = preflight.check_heads(heads, known)
+    findings = preflight.check_heads(heads, History(context.script))
     if findings:
         raise SchemaError(findings)
     return heads
@@ -129,6 +134,8 @@ class _Run:
         configure: Callable[..., None],
         connection: Connection,
         options: Options,
+        *,
+        checked: bool,
     ) -> None:
         self._context = context
         self._configure = configure
@@ -139,7 +146,8 @@ class _Run:
         self._purging = bool(opts.get("purge"))
         self._heads: tuple[str, ...] = ()
         self._steps: list[Any] = []
-        self._checked = False
+        self._prepared = False
+        self._checked = checked
         self._building: str | None = None
         self._advanced = time.monotonic()
         self._told, self._told_at = "", 0.0
@@ -151,7 +159,8 @@ class _Run:
     def plan(self) -> None:
         """Choose the steps, once: chosen anew in the middle, `+2` would be two more."""
         self._heads = known_heads(self._context, self._connection)
-        self._steps = list(self._choose_steps(self._heads, self._context.get_context()))
+        steps = self._choose_steps(self._heads, self._context.get_context())
+        self._steps = with_discards(steps, self._context.script)
 
     def take_steps(self, *, terminal: bool) -> None:
         """Take all steps, each as often as others are in the way, until the deadline."""
@@ -167,10 +176,10 @@ class _Run:
     def _try_steps(self) -> bool:
         """Take the steps that are left; False if others were in the way."""
         try:
-            if not self._checked:
+            if not self._prepared:
                 self.check()
                 version_table.create(self._connection)
-                self._checked = True
+                self._prepared = True
             self._configure(
                 connection=self._connection,
                 dont_mutate=True,
@@ -187,10 +196,14 @@ class _Run:
 
     def check(self) -> None:
         """Ask preflight whether the database can take the steps, or none; warn, or refuse."""
+        if not self._checked:
+            return
         steps = [step for step in self._steps if isinstance(step, RevisionStep) and step.is_upgrade]
         if len(steps) == len(self._steps):
-            pending = [step.revision.revision for step in steps]
-            findings = preflight.check(self._connection, self._heads, pending)
+            pending = tuple(step.revision.revision for step in steps)
+            applied = self._heads[0] if self._heads else None
+            upgrade = PendingUpgrade(History(self._context.script), applied, pending)
+            findings = preflight.check(self._connection, upgrade)
         else:
             findings = preflight.check_writable(self._connection)
         self._connection.rollback()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from langfuse_schema import database
-from langfuse_schema.findings import Finding, SchemaError
+from langfuse_schema._postgres.findings import Finding, SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -34,16 +34,11 @@ from sqlalchemy.schema import conv
 if TYPE_CHECKING:
     from uuid import UUID
 
-CORE = "20251113000003"
-LINKS = "20251113000004"
-POLICIES = "20251113000005"
-HARDENED = "20261123000001"
-HOT_PATHS = "20261123000002"
-NEWEST = HOT_PATHS
-"""The revisions, oldest first: whatever a later one than CORE brought says so."""
-
 APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 """The app's own tables that carry `langfuse_trace_id` (plan, マイグレーション2)."""
+
+API_ROLES = ("anon", "authenticated", "service_role")
+"""The roles of Supabase's Data API. Each can be absent elsewhere."""
 
 LINK_COLUMN = "langfuse_trace_id"
 """The column of the app's tables that points to a trace."""
@@ -219,14 +214,6 @@ reads the count to refuse a request. Users never see it.
 """
 
 
-INDEXED_SINCE = {
-    "idx_langfuse_scores_pending": HOT_PATHS,
-    "idx_langfuse_traces_user_id_created_at": HOT_PATHS,
-    "idx_langfuse_traces_user_id_trace_id": HOT_PATHS,
-}
-"""The revisions of the indexes that did not come with their tables."""
-
-
 def langfuse_trace_id_column() -> Column[UUID | None]:
     """Make the column that links a row of the app to its trace.
 
@@ -303,36 +290,14 @@ def include_object(
     return f"{schema}{name}" not in metadata.tables
 
 
-def declared_metadata(revision: str = NEWEST) -> MetaData:
-    """Build a MetaData of all that the revisions make: our tables, and the links to them.
-
-    Arguments:
-        revision: up to which of them; all if not said.
+def declared_metadata() -> MetaData:
+    """Return a MetaData with the Langfuse tables and the links to them.
 
     Returns:
-        Copies of our tables, and a stub of each table of `APP_TABLES`, marked as not ours,
-        that holds the link column alone.
+        Copies of the tables, and a stub of each table of `APP_TABLES` with the link column only.
     """
     declared = MetaData()
-    for table in copy_tables(declared).values():
-        later = {
-            index for index in table.indexes if INDEXED_SINCE.get(str(index.name), CORE) > revision
-        }
-        table.indexes -= later
-    if revision >= LINKS:
-        linked_tables(declared)
+    copy_tables(declared)
+    for name in APP_TABLES:
+        Table(name, declared, langfuse_trace_id_column(), info=NOT_OURS)
     return declared
-
-
-def linked_tables(target: MetaData) -> dict[str, Table]:
-    """Make a stub of each table of `APP_TABLES`, marked as not ours, with the link column alone.
-
-    Arguments:
-        target: where to make them.
-
-    Returns:
-        The stubs by name.
-    """
-    return {
-        name: Table(name, target, langfuse_trace_id_column(), info=NOT_OURS) for name in APP_TABLES
-    }

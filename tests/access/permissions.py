@@ -1,21 +1,20 @@
-"""Who may do what, as it should come out: the one table, and its page in docs/permissions.md.
+"""The expected permissions, written by hand: a test proves them, and the docs render them.
 
-Written down apart from `langfuse_schema.access`, which says how it is brought about. What is not
-listed is refused. `PYTHONPATH=tests python tests/access/permissions.py` renders it into the page.
+The snapshots are generated from the revisions, so they cannot prove that a revision is right.
+An action that is not listed is refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from support import CHECKOUT, CORE, HARDENED, POLICIES, REVISIONS
-
-PAGE = CHECKOUT / "docs" / "permissions.md"
-BEGIN, END = "<!-- permissions: generated -->", "<!-- permissions: end -->"
+from tests.support import CORE, HARDENED, HISTORY, POLICIES, REVISIONS
 
 TRACES, SCORES = "public.langfuse_traces", "public.langfuse_scores"
 BATCH_RUNS, RATE_LIMITS = "public.langfuse_batch_runs", "public.rate_limit_logs"
 OURS = (TRACES, SCORES, BATCH_RUNS, RATE_LIMITS)
+"""The tables with expected permissions. Add a new table here, with its rows in `ALLOWED`."""
+
 VERSION = "langfuse_migrations.alembic_version"
 
 INSERT_ALL = "INSERT with status and times"
@@ -46,7 +45,9 @@ class Allowed:
     until: str | None = None
 
     def at(self, revision: str) -> bool:
-        return self.since <= revision and (self.until is None or revision < self.until)
+        position = REVISIONS.index(revision)
+        until = len(REVISIONS) if self.until is None else REVISIONS.index(self.until)
+        return REVISIONS.index(self.since) <= position < until
 
 
 ALLOWED = (
@@ -80,23 +81,27 @@ def expected(role: str, table: str, action: str, revision: str) -> str:
 
 def render() -> str:
     """The tables of the page, one for each span of revisions with the same permissions."""
-    bounds = sorted({allowed.since for allowed in ALLOWED} | {HARDENED})
-    sections = []
-    for bound in reversed(bounds):
-        later = [other for other in bounds if other > bound]
-        span = [revision for revision in REVISIONS if bound <= revision < min([*later, "3"])]
-        title = "now" if not later else "earlier"
-        lines = [
-            f"### {' and '.join(span)} ({title})",
-            "",
-            "| | " + " | ".join(ROLES.values()) + " |",
-            "|---" * (len(ROLES) + 1) + "|",
-        ]
-        for table in (*OURS, VERSION):
-            cells = [cell(role, table, bound) for role in ROLES]
-            lines.append(f"| `{table.removeprefix('public.')}` | " + " | ".join(cells) + " |")
-        sections.append("\n".join(lines))
-    return "\n\n".join(sections)
+    spans: dict[str, list[str]] = {}
+    for revision in REVISIONS:
+        spans.setdefault(rows_at(revision), []).append(revision)
+    heading = "| | " + " | ".join(ROLES.values()) + " |\n" + "|---" * (len(ROLES) + 1) + "|"
+    sections = [
+        f"### {' and '.join(span)} ({'now' if HISTORY.head in span else 'earlier'})\n\n"
+        f"{heading}\n{rows}"
+        for rows, span in spans.items()
+    ]
+    return "\n\n".join(reversed(sections))
+
+
+def rows_at(revision: str) -> str:
+    """The rows of one table of the page."""
+    tables = [*(table for table in OURS if table in HISTORY.schema(revision)), VERSION]
+    return "\n".join(
+        f"| `{table.removeprefix('public.')}` | "
+        + " | ".join(cell(role, table, revision) for role in ROLES)
+        + " |"
+        for table in tables
+    )
 
 
 def cell(role: str, table: str, revision: str) -> str:
@@ -117,15 +122,3 @@ def words(actions: list[str]) -> str:
     if "INSERT" in actions and INSERT_ALL not in actions:
         actions = ["INSERT without status and times" if a == "INSERT" else a for a in actions]
     return ", ".join(action for action in actions if action != INSERT_ALL)
-
-
-def page() -> str:
-    """The page with its tables as they should be."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{render()}\n\n{END}{after}"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
-from support import AOI, BEN, POLICIES, TRACE, Database, insert_example_rows
 
 from langfuse_schema import migrations
+from tests.support import AOI, BEN, POLICIES, TRACE, Database, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

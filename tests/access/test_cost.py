@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from support import HARDENED, POLICIES, Database
 
 from langfuse_schema import migrations
+from tests.support import HARDENED, POLICIES, Database
 
 FILL = """
 INSERT INTO auth.users SELECT md5('user' || n)::uuid FROM generate_series(0, 199) AS n;

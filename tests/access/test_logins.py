@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 import pytest
-from conftest import POSTGRESQL
-from npm import start_postgresql
-from permissions import PAGE
-from support import AOI, TRACE, Database, insert_example_rows
 
 from langfuse_schema import migrations
+from tests.conftest import POSTGRESQL
+from tests.npm import start_postgresql
+from tests.support import AOI, CHECKOUT, TRACE, Database, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +31,8 @@ SEND = """UPDATE langfuse_scores SET status = 'sent', sent_at = now() WHERE id I
 
 def sql_of_page(title: str) -> str:
     """The SQL block below a heading of the page."""
-    section = PAGE.read_text(encoding="utf-8").partition(f"### {title}\n")[2]
+    page = CHECKOUT / "docs" / "permissions.md"
+    section = page.read_text(encoding="utf-8").partition(f"### {title}\n")[2]
     return section.partition("```sql\n")[2].partition("```")[0]
 
 

@@ -14,8 +14,10 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from npm import QUIET, connection_string
-from support import (
+
+from langfuse_schema import migrations
+from tests.npm import QUIET, connection_string
+from tests.support import (
     AOI,
     BEN,
     PLAN_REVISIONS,
@@ -26,8 +28,6 @@ from support import (
     insert_example_rows,
     plan_sql,
 )
-
-from langfuse_schema import migrations
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ from langfuse_schema import (
     langfuse_traces,
     rate_limit_logs,
 )
-from langfuse_schema.findings import Finding
+from langfuse_schema._postgres.findings import Finding
 from langfuse_schema.migrations import downgrade, stamp, upgrade
 from langfuse_schema.verify import verify
 

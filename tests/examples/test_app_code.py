@@ -14,7 +14,6 @@ import record_trace
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from support import AOI, BEN, TRACE, Database, insert_example_rows
 
 from langfuse_schema import (
     ScoreName,
@@ -24,6 +23,7 @@ from langfuse_schema import (
     migrations,
     rate_limit_logs,
 )
+from tests.support import AOI, BEN, TRACE, Database, insert_example_rows
 
 HOUR = timedelta(hours=1)
 

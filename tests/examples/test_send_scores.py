@@ -14,10 +14,10 @@ import pytest
 import send_scores
 import sqlalchemy as sa
 from langfuse.api import LangfuseAPI
-from langfuse_double import DROP, TIMEOUT, LangfuseDouble, langfuse_double
-from support import CHECKOUT, TRACE, Database, environment, insert_example_rows
 
 from langfuse_schema import ScoreName, migrations
+from tests.examples.langfuse_double import DROP, TIMEOUT, LangfuseDouble, langfuse_double
+from tests.support import CHECKOUT, TRACE, Database, environment, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from alembic.util import CommandError
-from support import (
+
+from langfuse_schema import migrations
+from langfuse_schema._checks import preflight
+from langfuse_schema._postgres.findings import SchemaError
+from tests.support import (
     BUILDING,
     CHECKOUT,
     CORE,
@@ -24,9 +28,6 @@ from support import (
     environment,
     until,
 )
-
-from langfuse_schema import migrations, preflight
-from langfuse_schema.findings import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 import sqlalchemy as sa
 from psycopg2.extensions import get_wait_callback
-from relay import kill_at, relayed, start
-from support import BUILDING, CHECKOUT, SUPERUSER, Database, environment, run, until
 
-from langfuse_schema import catalog, migrations
+from langfuse_schema import migrations
+from tests.relay import kill_at, relayed, start
+from tests.support import BUILDING, CHECKOUT, CORE, SUPERUSER, Database, environment, run, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import OwnServer
+    from langfuse_schema._postgres.objects import Catalog
+    from tests.conftest import OwnServer
 
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
 
@@ -49,7 +50,7 @@ def statements_of(database: Database, direction: str) -> list[str]:
     return statements
 
 
-def undisturbed(database: Database) -> dict[str, catalog.Catalog]:
+def undisturbed(database: Database) -> dict[str, Catalog]:
     """The catalogs of all schemas at head and at base, once the version table is there."""
     found = {}
     for revision in ("head", "base"):
@@ -250,7 +251,7 @@ def interrupt_a_build(database: Database, program: str, number: int, code: int) 
         answered = time.monotonic() - began
         reader.exec_driver_sql("ROLLBACK")
     assert process.returncode == code
-    assert "interrupted; the database is at 20251113000003; run the same command again" in told
+    assert f"interrupted; the database is at {CORE}; run the same command again" in told
     assert "Traceback" not in told
     return answered
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from canary import canaries
-from support import (
+
+from langfuse_schema import locking, migrations
+from langfuse_schema.database import Options
+from tests.canary import canaries
+from tests.support import (
     BUILDING,
     CHECKOUT,
     OURS,
@@ -25,13 +28,10 @@ from support import (
     until,
 )
 
-from langfuse_schema import locking, migrations
-from langfuse_schema.database import Options
-
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import OwnServer
+    from tests.conftest import OwnServer
 
 WAITING_FOR_ITS_TURN = f"""SELECT EXISTS (SELECT FROM pg_stat_activity
     WHERE query = 'COMMIT' AND state = 'idle' AND now() - state_change > interval '50 ms'

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from canary import WRITES, canaries, held
 from sqlalchemy import event
-from support import (
+
+from langfuse_schema import migrations, tables
+from langfuse_schema._postgres.findings import SchemaError
+from tests.canary import WRITES, canaries, held
+from tests.support import (
     AOI,
     CHECKOUT,
     CORE,
@@ -25,9 +28,6 @@ from support import (
     environment,
     until,
 )
-
-from langfuse_schema import migrations, tables
-from langfuse_schema.findings import SchemaError
 
 LOCK_TIMEOUT = 0.5
 ALLOWANCE = 0.2

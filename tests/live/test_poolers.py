@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 import sqlalchemy as sa
-from support import Database, langfuse_schema
 
 from langfuse_schema import locking, migrations
-from langfuse_schema.findings import SchemaError
+from langfuse_schema._postgres.findings import SchemaError
+from tests.support import Database, langfuse_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

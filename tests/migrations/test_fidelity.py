@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from support import LINKS, PLAN_REVISIONS, POLICIES, REVISIONS, Database, plan_sql
 
-from langfuse_schema import (
-    access,
-    catalog,
-    create_all,
-    declaration,
-    differences,
-    migrations,
+from langfuse_schema import create_all, migrations, tables
+from langfuse_schema._history import snapshots
+from tests.support import (
+    HEAD,
+    HISTORY,
+    LINKS,
+    PLAN_REVISIONS,
+    POLICIES,
+    REVISIONS,
+    Database,
+    plan_sql,
 )
+from tools import chain
+
+if TYPE_CHECKING:
+    from langfuse_schema._postgres.objects import Catalog, Table
 
 
-def comparable(found: catalog.Catalog, *, grants: bool = False) -> dict[str, catalog.Table]:
+def comparable(found: Catalog, *, grants: bool = False) -> dict[str, Table]:
     """The tables of schema public; those of the app, or all, without their grants."""
     return {
         name: table
-        if grants and table.name in access.TABLES
+        if grants and table.name not in tables.APP_TABLES
         else replace(table, grants=frozenset())
         for name, table in found.tables.items()
         if table.schema == "public"
@@ -62,7 +70,7 @@ def test_a_database_of_the_plans_sql_is_adopted_by_a_stamp(
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_the_declaration_and_the_revisions_make_the_same_database(
+def test_create_all_creates_the_schema_of_the_revision(
     any_world: Database, second_database: Database, revision: str
 ) -> None:
     migrations.upgrade(any_world.url, revision)
@@ -73,19 +81,43 @@ def test_the_declaration_and_the_revisions_make_the_same_database(
 
 
 def create_declared(database: Database, revision: str) -> None:
-    """Make our tables and the links to them from the declaration, without any revision."""
+    """Create the schema of a revision without running any."""
     with sa.create_engine(database.url, poolclass=sa.NullPool).begin() as connection:
         create_all(connection, revision)
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-def test_what_is_declared_for_a_revision_is_what_the_catalog_holds_at_it(
-    database: Database, revision: str
+def test_snapshot_equals_the_database_after_the_revision(
+    any_world: Database, revision: str
 ) -> None:
-    migrations.upgrade(database.url, revision)
-    found = database.catalog().tables
-    for name, expected in declaration.at(revision).items():
-        assert list(differences.of_table(expected, found[name])) == []
+    before = chain.read_tables(any_world.url)
+    migrations.upgrade(any_world.url, revision)
+    found = snapshots.added(before, chain.read_tables(any_world.url))
+    text = snapshots.render(revision, found)
+    assert HISTORY.snapshot_path(revision).read_text(encoding="utf-8") == text
+    assert snapshots.parse(text) == found
+
+
+def test_tables_module_declares_the_schema_of_the_head(
+    database: Database, second_database: Database
+) -> None:
+    migrations.upgrade(database.url)
+    engine = sa.create_engine(second_database.url, poolclass=sa.NullPool)
+    declared = tables.declared_metadata()
+    with engine.begin() as connection:
+        for name in tables.APP_TABLES:
+            connection.exec_driver_sql(f"DROP TABLE public.{name}")
+        declared.create_all(connection)
+    found = second_database.catalog().tables
+    for name, expected in database.catalog().tables.items():
+        if name.partition(".")[2] in tables.metadata.tables:
+            assert found[name] == expected
+    for name in tables.APP_TABLES:
+        (column,) = found[f"public.{name}"].columns
+        expected = HISTORY.schema(HEAD)[f"public.{name}"]
+        assert expected.columns == (column,)
+        assert found[f"public.{name}"].constraints == expected.constraints
+        assert found[f"public.{name}"].indexes == expected.indexes
 
 
 def test_the_foreign_keys_of_the_links_are_valid_without_a_scan(database: Database) -> None:

@@ -10,7 +10,7 @@ import pytest
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 
-from langfuse_schema import declaration, environment, migrations
+from langfuse_schema import environment
 
 SCRIPTS = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())[
     ::-1
@@ -57,17 +57,19 @@ def test_a_revision_says_what_an_operator_asks(script: Script) -> None:
 @every_revision
 def test_a_revision_has_its_id_in_its_file_name(script: Script) -> None:
     name = script.path.rpartition("/")[2]
-    assert re.fullmatch(rf"{script.revision}_[a-z_]+\.py", name)
-    assert len(script.revision) <= 32
+    assert re.fullmatch(rf"{script.revision}_[a-z0-9_]+\.py", name)
+
+
+def test_ids_are_14_digits_and_increase_along_the_chain() -> None:
+    """The Supabase CLI skips other names, and runs the exported files in this order."""
+    ids = [script.revision for script in SCRIPTS]
+    assert all(re.fullmatch(r"\d{14}", revision) for revision in ids)
+    assert ids == sorted(ids)
 
 
 def test_revisions_form_one_line() -> None:
     below = [script.down_revision for script in SCRIPTS]
     assert below == [None, *(script.revision for script in SCRIPTS[:-1])]
-
-
-def test_what_is_declared_has_the_same_revisions() -> None:
-    assert migrations.revisions() == list(declaration.REVISIONS)
 
 
 def test_the_folder_of_revisions_does_not_hide_the_library() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support import HARDENED, HOT_PATHS, POLICIES, Database
 
 from langfuse_schema import migrations
-from langfuse_schema.findings import SchemaError
+from langfuse_schema._postgres.findings import SchemaError
+from tests.support import HARDENED, HOT_PATHS, POLICIES, Database
 
 VIEW_TRACES = '"Users can view their own traces" ON langfuse_traces'
 SELF_MADE = "USING (auth.uid() = user_id AND entity_type <> 'reflection')"

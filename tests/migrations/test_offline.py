@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support import HARDENED, HOT_PATHS, LINKS, PLAN_REVISIONS, Database, alembic, run
 
 from langfuse_schema import migrations
+from tests.support import HARDENED, HOT_PATHS, LINKS, PLAN_REVISIONS, Database, alembic, run
 
 
 def run_script(psql: str, database: Database, script: str) -> None:

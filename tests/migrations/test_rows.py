@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
-from support import AOI, BEN, TRACE, Database, insert_example_rows
 
 from langfuse_schema import (
     EntityType,
@@ -20,6 +19,7 @@ from langfuse_schema import (
     rate_limit_logs,
 )
 from langfuse_schema.tables import APP_TABLES
+from tests.support import AOI, BEN, TRACE, Database, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

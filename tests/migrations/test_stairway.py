@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
-from support import Database, insert_example_rows
 
-from langfuse_schema import catalog, migrations
+from langfuse_schema import migrations
+from tests.support import Database, insert_example_rows
+
+if TYPE_CHECKING:
+    from langfuse_schema._postgres.objects import Catalog
 
 REVISIONS = migrations.revisions()
 
 
-def without_version_table(found: catalog.Catalog) -> catalog.Catalog:
+def without_version_table(found: Catalog) -> Catalog:
     """The one thing that a downgrade to base leaves: the empty version table in its schema."""
     tables = {
         name: table for name, table in found.tables.items() if table.schema != "langfuse_migrations"

@@ -1,58 +1,31 @@
-"""Write the generated parts of the documentation: `python docs/generate.py`.
+"""Render the generated parts of the documentation.
 
-The picture of the tables comes from the metadata, the page of revisions from their docstrings and
-from locks that are measured on a real server, figures from the files that the benchmarks have
-written into docs/figures. A test does the same and compares.
+Sources: the chain and its snapshots, docstrings of revisions, measured locks, the expected
+permissions of the tests, and the figures that the benchmarks wrote to docs/figures.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
-from langfuse_schema import embedded, environment, migrations, tables
+from langfuse_schema import environment, tables
+from langfuse_schema._checks import checklist
+from langfuse_schema._history.chain import History
+from tests.access import permissions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Mapping
 
-    from sqlalchemy.engine import URL
+    from tools.chain import Measured
 
-DOCS = Path(__file__).parent
-
-# Weakest first, as in the table of conflicts of PostgreSQL's documentation.
-_MODES = (
-    "AccessShareLock",
-    "RowShareLock",
-    "RowExclusiveLock",
-    "ShareUpdateExclusiveLock",
-    "ShareLock",
-    "ShareRowExclusiveLock",
-    "ExclusiveLock",
-    "AccessExclusiveLock",
-)
-_FELT = _MODES[3:]
-"""Those that somebody may wait for: ordinary reads and writes take the weaker ones."""
-
-_HELD = """
-SELECT n.nspname || '.' || c.relname, l.mode FROM pg_locks AS l
-JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE l.pid = %s AND l.granted AND c.relkind = 'r'
-  AND n.nspname IN ('public', 'auth')
-"""
-
-Locks = dict[str, str]
-"""The strongest lock by `schema.table`."""
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def between_markers(text: str, name: str, content: str) -> str:
@@ -85,85 +58,12 @@ def picture() -> str:
     return "\n".join([*lines, "```"])
 
 
-def measure(url: URL) -> dict[str, tuple[Locks, Locks]]:
-    """Measure the locks that each revision takes, upwards and downwards.
-
-    Arguments:
-        url: a database that was never migrated; it is left without any revision.
-    """
-    measured = {}
-    for revision in migrations.revisions():
-        up = _locks_of(url, lambda engine, to=revision: migrations.upgrade(engine, to))
-        down = _locks_of(url, lambda engine: migrations.downgrade(engine, "-1"))
-        migrations.upgrade(url, revision)
-        measured[revision] = (up, down)
-    migrations.downgrade(url, "base")
-    return measured
-
-
-def _locks_of(url: URL, step: Callable[[sa.Engine], None]) -> Locks:
-    engine = sa.create_engine(url, poolclass=sa.NullPool)
-    look = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
-    strongest: Locks = {}
-    lock = threading.Lock()
-
-    def note(rows: list[tuple[str, str]]) -> None:
-        with lock:
-            for table, mode in rows:
-                if table in before and mode in _FELT:
-                    known = strongest.get(table, _MODES[0])
-                    strongest[table] = max(known, mode, key=_MODES.index)
-
-    def before_commit(connection: sa.Connection) -> None:
-        with connection.connection.cursor() as cursor:
-            cursor.execute(_HELD.replace("%s", "pg_backend_pid()"))
-            note(cursor.fetchall())
-
-    with look.connect() as observer, _somebodys_snapshot(url) as let_go:
-        before = set(
-            observer.exec_driver_sql(
-                "SELECT schemaname || '.' || tablename FROM pg_tables"
-            ).scalars()
-        )
-        event.listen(engine, "commit", before_commit)
-        run = threading.Thread(target=step, args=(engine,))
-        run.start()
-        while run.is_alive():
-            # Whoever builds CONCURRENTLY waits for the snapshot, and can be looked at.
-            building = observer.exec_driver_sql(
-                "SELECT pid FROM pg_stat_progress_create_index"
-                " WHERE phase = 'waiting for old snapshots'"
-            ).scalar()
-            if building:
-                note([tuple(row) for row in observer.exec_driver_sql(_HELD, (building,))])
-                let_go()
-            run.join(0.005)
-    return dict(sorted(strongest.items()))
-
-
-@contextmanager
-def _somebodys_snapshot(url: URL) -> Iterator[Callable[[], None]]:
-    """Hold snapshots as a report does, two of them, until the function is called for each."""
-    engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="REPEATABLE READ")
-    with engine.connect() as connection:
-
-        def take() -> None:
-            connection.exec_driver_sql("SELECT 1 FROM pg_class LIMIT 1")
-
-        def let_go() -> None:
-            connection.rollback()
-            take()
-
-        take()
-        yield let_go
-
-
-def revisions_page(measured: dict[str, tuple[Locks, Locks]]) -> str:
+def revisions_page(measured: Mapping[str, Measured]) -> str:
     """Render the revisions, oldest first, from their docstrings and the measured locks."""
     scripts = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())
     parts = []
     for script in reversed(scripts):
-        up, down = measured[script.revision]
+        up, down = measured[script.revision].upgrade, measured[script.revision].downgrade
         facts = re.findall(
             r"^(\w[\w ]*): (.*?)(?=^\S|\Z)", script.longdoc, re.MULTILINE | re.DOTALL
         )
@@ -270,33 +170,69 @@ def shortened(value: float) -> str:
     return f"{value:,.{min(digits, 2)}f}"
 
 
-def pages(measured: dict[str, tuple[Locks, Locks]]) -> dict[Path, str]:
+def demo(history: History) -> str:
+    """Return the output of `make demo`."""
+    upgrades = [
+        "INFO    [alembic.runtime.migration] Running upgrade"
+        f" {history.below(script.revision) or ''} -> {script.revision}, {script.doc}"
+        for script in history.scripts
+    ]
+    names = sorted(history.schema(history.head))
+    width = max(len(name) for name in names) - len("public.")
+    rows = [f" public | {name.partition('.')[2]:{width}} | table | postgres" for name in names]
+    lines = [
+        "```text",
+        ".venv/bin/alembic -x embedded=true upgrade head",
+        "INFO    [langfuse_schema] the embedded database in …/langfuse-schema/.langfuse-schema (-x embedded=true)",
+        "INFO    [alembic.runtime.migration] Context impl PostgresqlImpl.",
+        "INFO    [alembic.runtime.migration] Will assume transactional DDL.",
+        *upgrades,
+        ".venv/bin/alembic -x embedded=true current",
+        "…",
+        f"{history.head} (head)",
+        ".venv/bin/langfuse-schema dev psql -c '\\dt public.*'",
+        "List of relations".center(width + 29).rstrip(),
+        f" Schema | {'Name':^{width}} | Type  |  Owner",
+        f"--------+-{'-' * width}-+-------+----------",
+        *rows,
+        f"({len(rows)} rows)",
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def verified(history: History) -> str:
+    """Return the first and the last lines of `verify` at head."""
+    tables = history.schema(history.head)
+    lines = checklist.checks(tables, tables, [], checklist.Revision(history.head, correct=True))
+    return "\n".join(["```text", *map(checklist.shown, lines[:2]), "…", "0 differences", "```"])
+
+
+def repair(history: History) -> str:
+    """Return the command that records all revisions in the history of the Supabase CLI."""
+    ids = " ".join(history.revisions)
+    command = f'supabase migration repair --status applied {ids} --db-url "$DATABASE_URL"'
+    return f"```console\n$ {command}\n```"
+
+
+def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
     """Render every page that has generated parts."""
     compare, scaling = figures("compare"), figures("scaling")
     readme, japanese = DOCS.parent / "README.md", DOCS.parent / "README.ja.md"
+    history = History.of(Config(environment.config_file()))
     found: dict[Path, str] = {}
     for path, name, content in (
         (readme, "protection", protection(compare, scaling)),
+        (readme, "demo", demo(history)),
+        (readme, "verify", verified(history)),
         (readme, "picture", picture()),
         (japanese, "picture", picture()),
         (DOCS / "revisions.md", "revisions", revisions_page(measured)),
+        (DOCS / "permissions.md", "permissions", permissions.render()),
+        (DOCS / "adopting.md", "repair", repair(history)),
         (DOCS / "scaling.md", "scaling", scaling_tables(scaling)),
         (DOCS / "scaling.md", "stall", stall_table(compare)),
     ):
         text = found.get(path) or path.read_text(encoding="utf-8")
         found[path] = between_markers(text, name, content)
     return found
-
-
-def main() -> None:
-    """Write the pages."""
-    with (
-        tempfile.TemporaryDirectory(prefix="langfuse-schema-") as folder,
-        embedded.open_default(Path(folder)) as server,
-    ):
-        for path, text in pages(measure(server.url())).items():
-            path.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,145 +1,33 @@
-"""A database as it is: pg_catalog read into plain values, the one way to read a database.
+"""Read pg_catalog into plain values.
 
 Definitions are PostgreSQL's own printed text (pg_get_constraintdef, pg_get_indexdef,
-pg_get_expr), taken with search_path pinned to pg_catalog, so that every name of a user's schema
-is spelled out. That text is the same on PostgreSQL 14 to 18 for everything we make.
+pg_get_expr). search_path is pinned to pg_catalog, so that every other name is qualified.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
+
+from langfuse_schema._postgres.objects import (
+    Catalog,
+    Column,
+    Constraint,
+    Grant,
+    Index,
+    Policy,
+    Rule,
+    Table,
+    Trigger,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import Connection
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column; `generated` is '' or the letter of pg_attribute (identity or generated)."""
-
-    name: str
-    type: str
-    nullable: bool
-    default: str | None = None
-    generated: str = ""
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A primary key, unique, foreign key, check or exclusion constraint.
-
-    `enforced` is False where somebody disabled the triggers that enforce a foreign key.
-    """
-
-    name: str
-    definition: str
-    validated: bool = True
-    enforced: bool = True
-
-
-@dataclass(frozen=True)
-class Index:
-    """An index, those of primary keys and unique constraints included."""
-
-    name: str
-    definition: str
-    valid: bool = True
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A row level security policy."""
-
-    name: str
-    command: str
-    permissive: bool
-    roles: tuple[str, ...]
-    using: str | None
-    check: str | None
-
-
-@dataclass(frozen=True)
-class Grant:
-    """One privilege of one role, on the table or on one column; PUBLIC is the role 'PUBLIC'."""
-
-    role: str
-    privilege: str
-    column: str | None = None
-    grantable: bool = False
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """A trigger; `enabled` is the letter of pg_trigger: O is as created, D is disabled."""
-
-    name: str
-    definition: str
-    enabled: str = "O"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rewrite rule; `enabled` is the letter of pg_rewrite."""
-
-    name: str
-    definition: str
-    enabled: str = "O"
-
-
-Named = Column | Constraint | Index | Policy | Trigger | Rule
-"""What hangs on a table under a name of its own."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, view or sequence with all that hangs on it; `kind` is pg_class.relkind."""
-
-    schema: str
-    name: str
-    kind: str = "r"
-    owner: str = ""
-    persistence: str = "p"
-    row_security: bool = False
-    force_row_security: bool = False
-    is_partition: bool = False
-    parents: tuple[str, ...] = ()
-    children: tuple[str, ...] = ()
-    columns: tuple[Column, ...] = ()
-    constraints: tuple[Constraint, ...] = ()
-    indexes: tuple[Index, ...] = ()
-    policies: tuple[Policy, ...] = ()
-    grants: frozenset[Grant] = frozenset()
-    triggers: tuple[Trigger, ...] = ()
-    rules: tuple[Rule, ...] = ()
-
-    @property
-    def qualified_name(self) -> str:
-        """`schema.name`, the key of `Catalog.tables`."""
-        return f"{self.schema}.{self.name}"
-
-    def column(self, name: str) -> Column | None:
-        """The column of that name, if there is one."""
-        return next((column for column in self.columns if column.name == name), None)
-
-    def index(self, name: str) -> Index | None:
-        """The index of that name, if there is one."""
-        return next((index for index in self.indexes if index.name == name), None)
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """What a database holds outside the system schemas."""
-
-    tables: dict[str, Table] = field(default_factory=dict)
-    schemas: dict[str, str] = field(default_factory=dict)
-    functions: dict[str, str] = field(default_factory=dict)
 
 
 _TABLES = text(
@@ -151,7 +39,7 @@ _TABLES = text(
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
     AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
     AND (CAST(:names AS text[]) IS NULL OR n.nspname || '.' || c.relname = ANY (:names))
-    ORDER BY n.nspname, c.relname"""
+    ORDER BY c.oid"""
 )
 
 _RELATIVES = """
@@ -203,13 +91,22 @@ _PARTS = {
         ORDER BY p.polrelid, p.polname""",
     "grants": """
         SELECT c.oid, CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee) END,
-               e.privilege_type, e.attname, e.is_grantable
+               e.privilege_type, e.attname, e.sequence, e.is_grantable
         FROM pg_class AS c CROSS JOIN LATERAL (
-            SELECT NULL AS attname, t.* FROM aclexplode(coalesce(c.relacl, acldefault(
-                CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner))) AS t
+            SELECT NULL AS attname, NULL AS sequence, t.* FROM aclexplode(coalesce(c.relacl,
+                acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner)
+                )) AS t
             UNION ALL
-            SELECT a.attname::text, t.* FROM pg_attribute AS a, aclexplode(a.attacl) AS t
-            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS e
+            SELECT a.attname::text, NULL, t.* FROM pg_attribute AS a, aclexplode(a.attacl) AS t
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            UNION ALL
+            SELECT NULL, quote_ident(n.nspname) || '.' || quote_ident(s.relname), t.*
+            FROM pg_depend AS d
+            JOIN pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+            JOIN pg_namespace AS n ON n.oid = s.relnamespace,
+            aclexplode(coalesce(s.relacl, acldefault('s', s.relowner))) AS t
+            WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+            AND d.refobjid = c.oid AND d.deptype IN ('a', 'i')) AS e
         WHERE c.oid = ANY (CAST(:tables AS oid[]))""",
     # Whether a trigger or a rule is disabled does not show in its definition.
     "triggers": """
@@ -228,8 +125,8 @@ _DEFINED = ("constraints", "indexes", "triggers", "rules")
 
 _PART_QUERIES = {part: text(query) for part, query in _PARTS.items()}
 
-SHAPE = ("columns", "constraints", "indexes", "policies")
-"""The parts of a table that `differences.of_table` compares."""
+SHAPE = ("columns", "constraints", "indexes", "policies", "grants")
+"""The parts of a table that revisions create."""
 
 _SCHEMAS = """
     SELECT n.nspname, pg_get_userbyid(n.nspowner) || ': ' || coalesce(

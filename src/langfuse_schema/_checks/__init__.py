@@ -1,0 +1,1 @@
+"""Checks of this schema: before an upgrade, and after it."""

@@ -1,0 +1,1 @@
+"""The chain of revisions, and the stored schema after each of them."""

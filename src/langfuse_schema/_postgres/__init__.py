@@ -1,0 +1,1 @@
+"""Generic: read, compare and describe a PostgreSQL catalog. Knows nothing of Langfuse."""

@@ -1,0 +1,203 @@
+"""Compare expected tables with actual ones. The results are neutral values, without wording."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from langfuse_schema._postgres.objects import Constraint, Grant, Named, Table
+
+Aspect = Literal[
+    "table", "kind", "persistence", "row-level-security", "owner", "parent", "child",
+    "column", "constraint", "index", "policy", "trigger", "rule", "grant",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One object that differs. `expected` or `found` is None if it should not or does not exist.
+
+    The values are those of `objects`: a named part, a set of grants, or the name of an owner,
+    parent or child. For a whole table they are None: see `table` and `actual`.
+    """
+
+    aspect: Aspect
+    table: Table
+    """The expected table."""
+    actual: Table | None
+    expected: Named | frozenset[Grant] | str | None = None
+    found: Named | frozenset[Grant] | str | None = None
+
+
+def compare(
+    expected: Mapping[str, Table],
+    found: Mapping[str, Table],
+    roles: Collection[str],
+    owner: str | None,
+) -> Iterator[Difference]:
+    """Compare the tables of a database with all their parts.
+
+    Arguments:
+        expected: the tables by `schema.table`.
+        found: the actual tables of the same names.
+        roles: the roles whose grants are compared, PUBLIC included.
+        owner: the expected owner of complete tables; None if it is unknown.
+
+    Returns:
+        The differences, in an order in which they can be repaired.
+    """
+    for name, table in expected.items():
+        actual = found.get(name)
+        if actual is None:
+            yield Difference("table", table, None)
+            continue
+        if owner and actual.owner != owner and not table.partial:
+            yield Difference("owner", table, actual, owner, actual.owner)
+        yield from compare_table(table, actual)
+        if actual.kind == table.kind:
+            if not table.partial:
+                yield from _attached(table, actual)
+            yield from _grants(table, actual, roles)
+
+
+def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
+    """Compare one table: columns, constraints, indexes, policies, and the table itself.
+
+    Additional indexes are never a difference. In a partial table, additional parts are none
+    either, except for constraints on the expected columns.
+
+    Arguments:
+        expected: the table as it should be.
+        found: the actual table of the same name.
+
+    Returns:
+        The differences, except for grants, owner, triggers, rules and inheritance.
+    """
+    if found.kind != expected.kind:
+        yield Difference("kind", expected, found, expected.kind, found.kind)
+        return
+    complete = not expected.partial
+    if complete and found.persistence != expected.persistence:
+        yield Difference("persistence", expected, found, expected.persistence, found.persistence)
+    yield from _named("column", expected, found, expected.columns, found.columns, extra=complete)
+    constraints = [item for item in found.constraints if complete or _concerns(expected, item)]
+    yield from _named("constraint", expected, found, expected.constraints, constraints)
+    indexes = _independent_indexes(expected, found)
+    yield from _named("index", expected, found, indexes, found.indexes, extra=False)
+    if complete and (found.row_security, found.force_row_security) != (
+        expected.row_security,
+        False,
+    ):
+        yield Difference("row-level-security", expected, found)
+    yield from _named("policy", expected, found, expected.policies, found.policies, extra=complete)
+
+
+def additional_indexes(expected: Table, found: Table) -> list[str]:
+    """List the indexes of a table that are not expected, as `schema.index`."""
+    constraints = {constraint.name for constraint in found.constraints}
+    return [
+        f"{found.schema}.{index.name}"
+        for index in found.indexes
+        if expected.index(index.name) is None and index.name not in constraints
+    ]
+
+
+def same_column_order(expected: Table, found: Table) -> bool:
+    """Return whether the columns that both tables have are in the same order."""
+    wanted = [column.name for column in expected.columns if found.column(column.name)]
+    return wanted == [column.name for column in found.columns if expected.column(column.name)]
+
+
+def _concerns(expected: Table, constraint: Constraint) -> bool:
+    """Whether a constraint of the app's table is on an expected column, or has its name."""
+    own_side, _, _ = constraint.definition.partition(" REFERENCES ")
+    names = "|".join(re.escape(column.name) for column in expected.columns)
+    on_column = bool(names) and re.search(rf"\b({names})\b", own_side)
+    return bool(on_column) or constraint.name in {item.name for item in expected.constraints}
+
+
+def _named(  # noqa: PLR0913 - the two tables and their parts
+    aspect: Aspect,
+    table: Table,
+    actual: Table,
+    expected: Iterable[Named],
+    found: Iterable[Named],
+    *,
+    extra: bool = True,
+) -> Iterator[Difference]:
+    wanted = {item.name: item for item in expected}
+    present = {item.name: item for item in found}
+    if extra:
+        for name, item in present.items():
+            if name not in wanted:
+                yield Difference(aspect, table, actual, None, item)
+    for name, item in wanted.items():
+        if present.get(name) != item:
+            yield Difference(aspect, table, actual, item, present.get(name))
+
+
+def _independent_indexes(expected: Table, found: Table) -> Iterator[Named]:
+    """Skip the indexes of constraints that differ: the repair of the constraint repairs them."""
+    constraints = {constraint.name: constraint for constraint in found.constraints}
+    differing = {
+        constraint.name
+        for constraint in expected.constraints
+        if constraints.get(constraint.name) != constraint
+    }
+    return (index for index in expected.indexes if index.name not in differing)
+
+
+def _attached(expected: Table, found: Table) -> Iterator[Difference]:
+    yield from _named("trigger", expected, found, expected.triggers, found.triggers)
+    yield from _named("rule", expected, found, expected.rules, found.rules)
+    for parent in found.parents:
+        yield Difference("parent", expected, found, None, parent)
+    for child in found.children:
+        yield Difference("child", expected, found, None, child)
+
+
+def _grants(expected: Table, found: Table, roles: Collection[str]) -> Iterator[Difference]:
+    compared = set(roles) - {found.owner}
+    present = {grant for grant in found.grants if grant.role in compared}
+    # Where a column is missing, its repair grants the privileges on it again.
+    wanted = {
+        grant
+        for grant in expected.grants
+        if grant.role in compared and (grant.column is None or found.column(grant.column))
+    }
+    if expected.partial:
+        present &= wanted
+    if not any(column.uses_sequence for column in expected.columns):
+        # The repair of the column drops the sequence.
+        present = {grant for grant in present if grant.sequence is None}
+    for place in sorted({_place(grant) for grant in present ^ wanted}):
+        yield Difference(
+            "grant",
+            expected,
+            found,
+            frozenset(grant for grant in wanted if _place(grant) == place),
+            frozenset(grant for grant in present if _place(grant) == place),
+        )
+
+
+def _place(grant: Grant) -> tuple[str, str, str]:
+    return grant.sequence or "", grant.column or "", grant.role
+
+
+def missing_grants(difference: Difference) -> frozenset[Grant]:
+    """Return the expected grants that are absent, with and without grant option."""
+    expected, found = grants_of(difference)
+    return frozenset(
+        grant for grant in expected - found if replace(grant, grantable=True) not in found
+    )
+
+
+def grants_of(difference: Difference) -> tuple[frozenset[Grant], frozenset[Grant]]:
+    """Return the expected and the actual grants of a difference of aspect `grant`."""
+    assert isinstance(difference.expected, frozenset)
+    assert isinstance(difference.found, frozenset)
+    return difference.expected, difference.found

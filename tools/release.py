@@ -1,0 +1,99 @@
+"""Freeze the revisions of a release: `make release`.
+
+Hashes of the revisions, their snapshots and the helpers that they call are written to
+alembic/frozen.txt. A test fails if one of them changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def current(root: Path) -> dict[str, str]:
+    """Return the hash of everything that a release freezes, by name.
+
+    Arguments:
+        root: the folder of the checkout.
+    """
+    revisions = sorted((root / "alembic" / "versions").glob("*.py"))
+    files = [*revisions, *sorted((root / "alembic" / "snapshots").glob("*.json"))]
+    texts = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files}
+    helpers = _helpers((root / "src" / "langfuse_schema" / "operations.py").read_text("utf-8"))
+    called = {name for path in revisions for name in _called(path.read_text("utf-8"))}
+    texts |= {f"operations.{name}": helpers[name] for name in _closure(called, helpers)}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+
+
+def _called(source: str) -> set[str]:
+    """Return the names of `operations` that a revision uses."""
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "operations"
+    }
+
+
+def _helpers(source: str) -> dict[str, str]:
+    """Return the source of each function and constant of `operations`, by name."""
+    found = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = ast.get_source_segment(source, node) or ""
+        elif isinstance(node, ast.Assign):
+            found[ast.unparse(node.targets[0])] = ast.get_source_segment(source, node) or ""
+    return found
+
+
+def _closure(called: set[str], helpers: dict[str, str]) -> list[str]:
+    """Add the helpers that the called ones use in turn."""
+    reached: set[str] = set()
+    waiting = called & helpers.keys()
+    while waiting:
+        reached |= waiting
+        used = {
+            node.id
+            for name in waiting
+            for node in ast.walk(ast.parse(helpers[name]))
+            if isinstance(node, ast.Name)
+        }
+        waiting = (used & helpers.keys()) - reached
+    return sorted(reached)
+
+
+def frozen(root: Path) -> dict[str, str]:
+    """Read the hashes of the last release; empty before the first.
+
+    Arguments:
+        root: the folder of the checkout.
+    """
+    path = root / "alembic" / "frozen.txt"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def changed(root: Path) -> list[str]:
+    """Return the names that were released and have changed, or are gone, since.
+
+    Arguments:
+        root: the folder of the checkout.
+    """
+    now = current(root)
+    return [name for name, digest in frozen(root).items() if now.get(name) != digest]
+
+
+def main(root: Path = ROOT) -> None:
+    """Write the hashes, unless a released file or helper has changed."""
+    differing = changed(root)
+    if differing:
+        sys.exit("released, and changed since: " + ", ".join(differing))
+    lines = [f"{digest}  {name}\n" for name, digest in current(root).items()]
+    (root / "alembic" / "frozen.txt").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
