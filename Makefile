@@ -17,7 +17,7 @@ test: .venv/dev.stamp
 ## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
 test-slow: .venv/dev.stamp
 	$(BIN)/pytest -m slow
-	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/migrations tests/access
+	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/revisions tests/access
 
 ## check: lint, format and types
 check: .venv/dev.stamp

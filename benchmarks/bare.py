@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from alembic import command
 from alembic.config import Config
 
-from langfuse_schema import environment
+from langfuse_schema._history.chain import config_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def make(folder: Path) -> Path:
         (scripts / "versions" / f"{revision}.py").write_text(text, encoding="utf-8")
         down_revision = revision
     # Our own sections on logging, so that both print as much.
-    ini = environment.config_file().read_text(encoding="utf-8")
+    ini = config_file().read_text(encoding="utf-8")
     (folder / "alembic.ini").write_text(ini, encoding="utf-8")
     return folder / "alembic.ini"
 
@@ -76,7 +76,7 @@ def make(folder: Path) -> Path:
 def _revisions() -> Iterator[tuple[str, str]]:
     """The id of each revision, and its SQL up to where the next one begins."""
     output = io.StringIO()
-    config = Config(environment.config_file(), output_buffer=output)
+    config = Config(config_file(), output_buffer=output)
     command.upgrade(config, "head", sql=True)
     _, *parts = re.split(r"-- Running upgrade .*-> (\S+)\n", output.getvalue())
     yield from zip(parts[::2], parts[1::2], strict=True)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from alembic.config import Config
 
-from langfuse_schema import embedded, environment
-from langfuse_schema._history.chain import History
+from langfuse_schema import embedded
+from langfuse_schema._history.chain import History, config_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[1]
 PLAN = CHECKOUT / "tests" / "plan"
 
-HISTORY = History.of(Config(environment.config_file()))
+HISTORY = History.of(Config(config_file()))
 PLAN_REVISION = HISTORY.plan[-1]
 HOT_PATHS = next(s.revision for s in HISTORY.scripts if "index_hot_paths" in s.path)
 

@@ -17,8 +17,8 @@ from sqlalchemy.engine import URL, make_url
 
 from langfuse_schema import embedded
 from langfuse_schema.embedded import binaries, folders
-from tests.npm import clients, start_postgresql  # noqa: F401 - a fixture
-from tests.support import SUPERUSER, Database
+from tests.helpers.databases import SUPERUSER, Database
+from tests.helpers.npm import clients, start_postgresql  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ collect_ignore = [] if sys.version_info >= (3, 11) else ["examples/test_send_sco
 PASSWORD_ROLE = "with_password"
 """The one role that our server asks for a password."""
 
-_ROOMY = 1 << 30
+_SCRATCH_BYTES = 1 << 30
 """Bytes that a cluster with its clones may need; /dev/shm is 64 MB in plain containers."""
 
 _UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
@@ -92,7 +92,7 @@ def _no_foreign_database() -> Iterator[None]:
 def scratch() -> Iterator[Path]:
     """A folder that the server's account can reach, in memory if there is room."""
     shm = Path("/dev/shm")
-    parent = shm if shm.is_dir() and shutil.disk_usage(shm).free > _ROOMY else None
+    parent = shm if shm.is_dir() and shutil.disk_usage(shm).free > _SCRATCH_BYTES else None
     folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-", dir=parent))
     folder.chmod(0o755)
     yield folder
@@ -234,7 +234,7 @@ class OwnServer:
         self.database = Database(self._server.url())
 
     def _start(self) -> None:
-        self._server = start_postgresql(POSTGRESQL, self._folder, _TALKATIVE)
+        self._server = start_postgresql(POSTGRESQL, self._folder, _VERBOSE_LOG)
 
     def restart(self, *, standby: bool = False) -> None:
         """Stop it under its clients, and start it again, perhaps as a standby server."""
@@ -252,7 +252,7 @@ class OwnServer:
         self._server.close()
 
 
-_TALKATIVE = _UNSAFE_AND_FAST | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
+_VERBOSE_LOG = _UNSAFE_AND_FAST | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
 
 
 @pytest.fixture

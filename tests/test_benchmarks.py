@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from langfuse_schema import migrations
-from tests.support import CHECKOUT, Database, run
+from tests.helpers.databases import CHECKOUT, Database, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ def benchmark(name: str, *arguments: str) -> str:
     return outcome.stdout
 
 
-def test_the_bare_project_makes_what_our_revisions_make(
+def test_bare_project_creates_same_schema_as_revisions(
     database: Database, second_database: Database, tmp_path: Path
 ) -> None:
     write = "import sys, pathlib, bare; print(bare.make(pathlib.Path(sys.argv[1])))"
@@ -48,7 +48,7 @@ def test_the_bare_project_makes_what_our_revisions_make(
 
 
 @pytest.mark.slow
-def test_the_comparison_runs(scratch: Path, tmp_path: Path) -> None:
+def test_compare_benchmark_prints_and_writes_figures(scratch: Path, tmp_path: Path) -> None:
     file = tmp_path / "compare.json"
     printed = benchmark(
         "compare",
@@ -64,7 +64,7 @@ def test_the_comparison_runs(scratch: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_limits_decide_the_exit_code(scratch: Path) -> None:
+def test_compare_benchmark_exits_1_when_limit_is_missed(scratch: Path) -> None:
     """So few rows that no index is worth its reading, which the limits of rls.py expect."""
     outcome = run(
         *(sys.executable, str(BENCHMARKS / "compare.py"), "--parts", "rls"),
@@ -84,7 +84,7 @@ def measure_growth(scratch: Path, file: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_growth_is_measured(scratch: Path, tmp_path: Path) -> None:
+def test_scaling_benchmark_writes_figures_of_every_size(scratch: Path, tmp_path: Path) -> None:
     file = tmp_path / "scaling.json"
     assert "| bytes of a row | 2,000 | 4,000 |" in measure_growth(scratch, file)
     sizes = json.loads(file.read_text())["sizes"]
@@ -93,7 +93,9 @@ def test_the_growth_is_measured(scratch: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_figures_give_the_same_pictures(scratch: Path, tmp_path: Path) -> None:
+def test_plot_benchmark_draws_identical_pictures_from_same_figures(
+    scratch: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
     measure_growth(scratch, tmp_path / "scaling.json")
     benchmark(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from langfuse_schema.verify import verify
-from tests.support import CHECKOUT, Database, Outcome, run
+from tests.helpers.databases import CHECKOUT, Database, Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,12 +184,12 @@ def app(database: Database, tmp_path: Path, wheel: Path) -> App:
     return app
 
 
-def test_the_wheel_is_what_runs(app: App) -> None:
+def test_app_imports_package_from_wheel(app: App) -> None:
     outcome = app.python("-c", "import langfuse_schema; print(langfuse_schema.__file__)")
     assert outcome.stdout.strip() == str(app.wheel / "langfuse_schema" / "__init__.py")
 
 
-def test_one_after_the_other_in_one_deploy_step(app: App) -> None:
+def test_app_and_package_upgrade_and_downgrade_in_one_deploy_step(app: App) -> None:
     before = app.database.catalog()
     app.alembic("upgrade", "head")
     app.langfuse_schema("upgrade", "head")
@@ -206,7 +206,7 @@ def test_one_after_the_other_in_one_deploy_step(app: App) -> None:
     assert left == {"public.alembic_version", "langfuse_migrations.alembic_version"}
 
 
-def test_a_later_revision_of_the_app_finds_ours_in_place(app: App) -> None:
+def test_later_revision_of_app_upgrades_after_langfuse_tables(app: App) -> None:
     app.alembic("upgrade", "a1")
     app.langfuse_schema("upgrade", "head")
     app.alembic("upgrade", "head")
@@ -215,7 +215,7 @@ def test_a_later_revision_of_the_app_finds_ours_in_place(app: App) -> None:
     app.langfuse_schema("verify")
 
 
-def test_autogenerate_of_the_app_writes_nothing_of_ours(app: App) -> None:
+def test_autogenerate_of_app_omits_langfuse_tables(app: App) -> None:
     app.alembic("upgrade", "head")
     app.langfuse_schema("upgrade", "head")
     models = app.folder / "models.py"
@@ -227,7 +227,7 @@ def test_autogenerate_of_the_app_writes_nothing_of_ours(app: App) -> None:
     assert "langfuse" not in written.read_text()
 
 
-def test_from_one_python_program(app: App) -> None:
+def test_python_program_upgrades_and_downgrades_both_histories(app: App) -> None:
     for direction in ("up", "up", "down", "up"):
         app.succeeds("deploy.py", direction)
     assert verify(app.database.url) == []

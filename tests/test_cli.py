@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from langfuse_schema import cli, migrations
-from tests.support import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
+from tests.helpers.databases import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,9 @@ both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schem
 
 
 @both_command_lines
-def test_up_and_down(database: Database, command: Command) -> None:
+def test_current_prints_revision_after_upgrade_and_downgrade(
+    database: Database, command: Command
+) -> None:
     assert command(database, "upgrade", "head").code == 0
     assert command(database, "current").stdout == f"{HEAD} (head)\n"
     assert command(database, "downgrade", "-1").code == 0
@@ -35,7 +37,7 @@ def test_up_and_down(database: Database, command: Command) -> None:
 
 
 @both_command_lines
-def test_nothing_to_do_is_success(database: Database, command: Command) -> None:
+def test_upgrade_at_head_exits_0_and_changes_nothing(database: Database, command: Command) -> None:
     migrations.upgrade(database.url)
     before = database.catalog()
     outcome = command(database, "upgrade", "head")
@@ -58,7 +60,7 @@ def test_nothing_to_do_is_success(database: Database, command: Command) -> None:
     ],
     ids=" ".join,
 )
-def test_reading_commands_write_nothing_even_before_the_first_upgrade(
+def test_read_only_command_writes_nothing_before_first_upgrade(
     database: Database, command: Command, arguments: tuple[str, ...]
 ) -> None:
     before = database.catalog()
@@ -68,7 +70,7 @@ def test_reading_commands_write_nothing_even_before_the_first_upgrade(
 
 
 @both_command_lines
-def test_check_before_the_first_upgrade_fails_and_writes_nothing(
+def test_check_before_first_upgrade_fails_and_writes_nothing(
     database: Database, command: Command
 ) -> None:
     before = database.catalog()
@@ -79,7 +81,7 @@ def test_check_before_the_first_upgrade_fails_and_writes_nothing(
 
 
 @both_command_lines
-def test_downgrade_before_the_first_upgrade_does_nothing(
+def test_downgrade_before_first_upgrade_changes_nothing(
     database: Database, command: Command
 ) -> None:
     before = database.catalog()
@@ -88,7 +90,9 @@ def test_downgrade_before_the_first_upgrade_does_nothing(
 
 
 @both_command_lines
-def test_results_go_to_stdout_and_status_to_stderr(database: Database, command: Command) -> None:
+def test_command_prints_results_to_stdout_and_status_to_stderr(
+    database: Database, command: Command
+) -> None:
     outcome = command(database, "upgrade", "head")
     assert outcome.stdout == ""
     assert str(database.url.database) in outcome.stderr
@@ -97,7 +101,7 @@ def test_results_go_to_stdout_and_status_to_stderr(database: Database, command: 
 
 
 @both_command_lines
-def test_the_password_is_never_shown(
+def test_current_never_prints_password(
     database: Database, command: Command, password_role: str
 ) -> None:
     url = database.url.set(username=password_role, password="right")
@@ -107,8 +111,8 @@ def test_the_password_is_never_shown(
     assert "right" not in outcome.stderr.replace("copyright", "")
 
 
-class TestBesideTheApp:
-    def test_check_sees_nothing_to_do_among_the_apps_tables(self, database: Database) -> None:
+class TestCheck:
+    def test_check_ignores_other_objects_of_app(self, database: Database) -> None:
         database.execute(
             "CREATE TABLE public.alembic_version (version_num varchar(32) PRIMARY KEY);"
             "INSERT INTO public.alembic_version VALUES ('app_42');"
@@ -125,21 +129,21 @@ class TestBesideTheApp:
         assert outcome.stdout == "No new upgrade operations detected.\n"
         assert database.execute("SELECT version_num FROM public.alembic_version") == [("app_42",)]
 
-    def test_check_sees_a_column_of_ours_that_is_gone(self, database: Database) -> None:
+    def test_check_reports_dropped_langfuse_column(self, database: Database) -> None:
         migrations.upgrade(database.url)
         database.execute("ALTER TABLE langfuse_traces DROP COLUMN tags")
         outcome = alembic(database, "check")
         assert outcome.code != 0
         assert "tags" in outcome.stdout
 
-    def test_check_sees_a_link_that_is_gone(self, database: Database) -> None:
+    def test_check_reports_dropped_link_column(self, database: Database) -> None:
         migrations.upgrade(database.url)
         database.execute("ALTER TABLE reflections DROP COLUMN langfuse_trace_id")
         assert "langfuse_trace_id" in alembic(database, "check").stdout
 
 
-class TestOurCommandLine:
-    def test_commands_that_would_write_into_the_package_are_not_there(self) -> None:
+class TestCommandLine:
+    def test_command_line_omits_commands_that_write_into_package(self) -> None:
         text = langfuse_schema(None, "--help").stdout
         for name in ("upgrade", "downgrade", "stamp", "preflight", "dev"):
             assert f"\n    {name} " in text
@@ -147,21 +151,20 @@ class TestOurCommandLine:
             assert f"\n    {name} " not in text
             assert langfuse_schema(None, name).code == 2
 
-    def test_version(self) -> None:
+    def test_version_option_prints_package_version(self) -> None:
         assert (
             langfuse_schema(None, "--version").stdout
             == f"langfuse-schema {version('langfuse-schema')}\n"
         )
 
     @pytest.mark.parametrize("name", cli._EXAMPLES_OF)
-    def test_the_help_of_every_command_shows_examples_that_work(
+    def test_help_examples_of_every_command_exit_0(
         self, database: Database, tmp_path: Path, name: str
     ) -> None:
         shown = langfuse_schema(None, name, "--help").stdout
         for example in cli._EXAMPLES_OF[name]:
-            assert f"\n  {example}\n" in shown
-            program, *arguments = shlex.split(example.replace("REVISION", POLICIES))
-            assert program == "langfuse-schema"
+            assert f"\n  langfuse-schema {example}\n" in shown
+            arguments = shlex.split(example.replace("REVISION", POLICIES))
             if name == "dev":
                 continue  # run by test_embedded
             if name in ("check", "downgrade", "verify"):
@@ -169,16 +172,16 @@ class TestOurCommandLine:
                 migrations.downgrade(database.url, "base")
                 migrations.upgrade(database.url, revision)
             outcome = run(
-                sys.executable, "-m", program.replace("-", "_"), *arguments,
+                sys.executable, "-m", "langfuse_schema", *arguments,
                 cwd=tmp_path, DATABASE_URL=database.text,
             )  # fmt: skip
             assert outcome.code == 0, outcome.stderr
 
-    def test_the_commands_with_examples_are_those_that_there_are(self) -> None:
+    def test_every_command_has_help_examples(self) -> None:
         assert set(cli._CommandLine().subparsers.choices) == set(cli._EXAMPLES_OF)
 
     @pytest.mark.parametrize("command", ["upgrade head --sql", "history"])
-    def test_a_reader_that_has_seen_enough_is_no_error(
+    def test_command_with_closed_output_pipe_prints_no_traceback(
         self, database: Database, command: str
     ) -> None:
         piped = f"{shlex.quote(sys.executable)} -m langfuse_schema {command} | true"
@@ -186,24 +189,26 @@ class TestOurCommandLine:
         assert "Traceback" not in outcome.stderr
         assert "BrokenPipe" not in outcome.stderr
 
-    def test_the_c_locale(self) -> None:
+    def test_history_and_help_exit_0_under_c_locale(self) -> None:
         c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         assert langfuse_schema(None, "history", **c_locale).code == 0
         assert langfuse_schema(None, "--help", PYTHONIOENCODING="ascii").code == 0
 
-    def test_options_stand_before_the_command(self, database: Database) -> None:
+    def test_x_option_after_command_exits_2_and_prints_correct_order(
+        self, database: Database
+    ) -> None:
         outcome = langfuse_schema(database, "upgrade", "head", "-x", "lock_timeout=2s")
         assert outcome.code == 2
         assert "langfuse-schema -x NAME=VALUE COMMAND" in outcome.stderr
 
-    def test_no_command(self) -> None:
+    def test_missing_command_exits_2_and_refers_to_help(self) -> None:
         outcome = langfuse_schema(None)
         assert outcome.code == 2
         assert "--help lists them" in outcome.stderr
 
 
 class TestPreflight:
-    def test_a_healthy_database(self, database: Database) -> None:
+    def test_preflight_json_of_healthy_database_has_no_findings(self, database: Database) -> None:
         before = database.catalog()
         outcome = langfuse_schema(database, "preflight", "--format", "json")
         report = json.loads(outcome.stdout)
@@ -213,21 +218,24 @@ class TestPreflight:
         assert report["facts"]["app_tables"]["public.reflections"]["bytes"] > 0
         assert database.catalog() == before
 
-    def test_errors_are_findings(self, database: Database) -> None:
+    def test_preflight_json_contains_error_as_finding_and_exits_1(self, database: Database) -> None:
         database.execute("DROP TABLE reflections")
         outcome = langfuse_schema(database, "preflight", "--format", "json")
         (finding,) = json.loads(outcome.stdout)["findings"]
         assert outcome.code == 1
-        assert set(finding) == {"code", "severity", "object", "found", "expected", "remedy"}
+        assert set(finding) == {
+            "code", "severity", "object", "message", "found", "expected", "cause", "state",
+            "advice", "fix", "docs", "sqlstate",
+        }  # fmt: skip
         assert (finding["code"], finding["object"]) == ("app-table-missing", "public.reflections")
 
-    def test_no_database_is_exit_2(self) -> None:
+    def test_preflight_exits_2_when_server_is_unreachable(self) -> None:
         outcome = langfuse_schema(None, "preflight", DATABASE_URL="postgresql://x@127.0.0.1:1/x")
         assert outcome.code == 2
         assert "server-unreachable" in outcome.stderr
 
     @pytest.mark.parametrize("command", ["preflight", "verify"])
-    def test_exit_2_prints_json_too(self, command: str) -> None:
+    def test_json_format_prints_report_when_server_is_unreachable(self, command: str) -> None:
         url = "postgresql://x@127.0.0.1:1/x"
         outcome = langfuse_schema(None, command, "--format", "json", DATABASE_URL=url)
         assert outcome.code == 2
@@ -236,7 +244,9 @@ class TestPreflight:
         assert [finding["code"] for finding in report["findings"]] == ["server-unreachable"]
 
     @pytest.mark.parametrize("command", ["preflight", "check", "verify"])
-    def test_a_locked_table_is_no_refusal(self, database: Database, command: str) -> None:
+    def test_command_reports_database_busy_when_table_is_locked(
+        self, database: Database, command: str
+    ) -> None:
         migrations.upgrade(database.url)
         with database.connect() as holder:
             holder.exec_driver_sql("BEGIN; LOCK TABLE langfuse_scores")
@@ -245,7 +255,9 @@ class TestPreflight:
         assert outcome.code != 0
         assert "database-busy" in outcome.stderr
 
-    def test_text(self, database: Database) -> None:
+    def test_preflight_text_ends_with_number_of_errors_and_warnings(
+        self, database: Database
+    ) -> None:
         migrations.upgrade(database.url, CORE)
         outcome = langfuse_schema(database, "preflight")
         assert outcome.stdout.endswith("0 errors, 0 warnings\n")

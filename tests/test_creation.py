@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import InvalidRequestError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from langfuse_schema import (
@@ -18,7 +18,7 @@ from langfuse_schema import (
     migrations,
 )
 from langfuse_schema.verify import verify
-from tests.support import SUPERUSER, Database, langfuse_schema, langfuse_tables
+from tests.helpers.databases import SUPERUSER, Database, langfuse_schema, langfuse_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ def differing(database: Database) -> set[str]:
     return {finding.code for finding in verify(database.url)}
 
 
-def test_it_makes_what_upgrade_makes_and_twice_changes_nothing(any_world: Database) -> None:
+def test_create_all_equals_upgrade_and_second_call_changes_nothing(any_world: Database) -> None:
     engine = sa.create_engine(any_world.url, poolclass=sa.NullPool)
     with engine.begin() as connection:
         connection.exec_driver_sql("SET search_path TO auth, public")
@@ -54,7 +54,7 @@ def app_metadata() -> sa.MetaData:
 
 @pytest.mark.parametrize("declared", [lambda: metadata, app_metadata], ids=["own", "copied"])
 @pytest.mark.parametrize("autocommit", [False, True], ids=["transaction", "autocommit"])
-def test_metadata_create_all_leaves_no_table_open(
+def test_metadata_create_all_denies_anon_access_to_every_table(
     any_world: Database, declared: Callable[[], sa.MetaData], autocommit: bool
 ) -> None:
     any_world.execute("DROP TABLE public.reflections")
@@ -75,7 +75,7 @@ def test_metadata_create_all_leaves_no_table_open(
         assert differing(any_world) == {"version-table-missing"}
 
 
-def test_metadata_create_all_closes_tables_before_it_needs_the_user_function(
+def test_metadata_create_all_without_auth_uid_fails_and_denies_anon_access(
     legacy_database: Database,
 ) -> None:
     legacy_database.execute("DROP FUNCTION auth.uid CASCADE", SUPERUSER)
@@ -86,7 +86,24 @@ def test_metadata_create_all_closes_tables_before_it_needs_the_user_function(
         anon.exec_driver_sql("SELECT 1 FROM langfuse_traces")
 
 
-def test_metadata_create_all_through_an_async_driver(legacy_database: Database) -> None:
+def test_metadata_create_all_refuses_another_schema(legacy_database: Database) -> None:
+    app = sa.MetaData(schema="app")
+    copy_tables(app)
+    legacy_database.execute("CREATE SCHEMA app")
+    engine = sa.create_engine(legacy_database.url, poolclass=sa.NullPool)
+    with pytest.raises(InvalidRequestError, match="must be in schema public"):
+        app.create_all(engine)
+    translated = engine.execution_options(schema_translate_map={None: "app"})
+    elsewhere = sa.create_engine(
+        legacy_database.url, poolclass=sa.NullPool, connect_args={"options": "-csearch_path=app"}
+    )
+    for moved in (translated, elsewhere):
+        with pytest.raises(InvalidRequestError, match="must be in schema public"):
+            metadata.create_all(moved)
+    assert not [name for name in legacy_database.catalog().tables if name.startswith("app.")]
+
+
+def test_metadata_create_all_through_asyncpg_denies_anon_access(legacy_database: Database) -> None:
     async def create() -> None:
         url = legacy_database.url.set(drivername="postgresql+asyncpg")
         engine = create_async_engine(url, poolclass=sa.NullPool)
@@ -98,7 +115,7 @@ def test_metadata_create_all_through_an_async_driver(legacy_database: Database) 
         anon.exec_driver_sql("SELECT 1 FROM langfuse_traces")
 
 
-def test_without_the_tables_of_the_app(database: Database) -> None:
+def test_create_all_without_app_tables_creates_langfuse_tables(database: Database) -> None:
     database.execute(
         "DROP TABLE public.ai_coach_messages, public.encouragement_messages, public.reflections"
     )

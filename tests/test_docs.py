@@ -16,7 +16,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
-from tests.support import (
+from tests.helpers.databases import (
     AOI,
     CHECKOUT,
     PLAN_REVISIONS,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/*.md"))]
+PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/**/*.md"))]
 
 ELSEWHERE = {
     "make ": "run in a fresh clone by test_fresh_clone",
@@ -72,7 +72,7 @@ def commands() -> list[Any]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_runs(database: Database, command: str) -> None:
+def test_documented_command_exits_0(database: Database, command: str) -> None:
     program, *arguments = shlex.split(command)
     assert program == "langfuse-schema"
     if "stamp" in arguments:
@@ -83,7 +83,7 @@ def test_a_command_runs(database: Database, command: str) -> None:
     assert outcome.code == 0, outcome.stderr
 
 
-def test_adopting_ends_where_everybody_is(database: Database) -> None:
+def test_adopted_plan_upgrades_to_head_and_passes_check(database: Database) -> None:
     database.execute(plan_sql(*PLAN_REVISIONS))
     assert langfuse_schema(database, "stamp", POLICIES).code == 0
     assert langfuse_schema(database, "upgrade", "head").code == 0
@@ -94,7 +94,7 @@ def test_adopting_ends_where_everybody_is(database: Database) -> None:
     "program",
     [code for code in shown(r"^```python\n(.*?)```") if "alembic.ini" not in code.values[0]],
 )
-def test_a_program_runs(database: Database, tmp_path: Path, program: str) -> None:
+def test_documented_program_exits_0(database: Database, tmp_path: Path, program: str) -> None:
     migrations.upgrade(database.url)
     path = tmp_path / "app.py"
     path.write_text(program, encoding="utf-8")
@@ -102,14 +102,14 @@ def test_a_program_runs(database: Database, tmp_path: Path, program: str) -> Non
     assert (outcome.code, outcome.stderr) == (0, "")
 
 
-def test_the_output_that_the_readme_shows_is_of_todays_revisions() -> None:
+def test_readme_output_of_upgrade_lists_current_revisions() -> None:
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     upgrades = re.findall(r"Running upgrade \S* ?-> (\d+), ", readme)
     assert upgrades == migrations.revisions()
     assert f"\n{migrations.revisions()[-1]} (head)\n" in readme
 
 
-def test_what_the_readme_shows_of_verify_is_of_today(database: Database) -> None:
+def test_readme_output_of_verify_is_current(database: Database) -> None:
     migrations.upgrade(database.url)
     printed = langfuse_schema(database, "verify").stdout.splitlines()
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
@@ -118,14 +118,14 @@ def test_what_the_readme_shows_of_verify_is_of_today(database: Database) -> None
     assert set(shown) <= set(printed)
 
 
-def test_the_generated_parts_are_of_today(database: Database) -> None:
+def test_generated_files_are_current(database: Database) -> None:
     measured = chain.run_all(database.url)
     generated = generate.snapshot_files(measured) | pages.pages(measured)
     for page, text in generated.items():
         assert page.read_text(encoding="utf-8") == text, "run: make generate"
 
 
-def test_pages_name_no_page_that_is_not_there() -> None:
+def test_every_relative_link_points_to_existing_file() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -138,7 +138,7 @@ def sql_of(page: str, beginning: str) -> str:
     return str(found)
 
 
-def test_rate_limits_can_be_partitioned(database: Database) -> None:
+def test_documented_sql_partitions_rate_limit_logs(database: Database) -> None:
     migrations.upgrade(database.url)
     database.execute(sql_of("scaling.md", "BEGIN;"))
     engine = sa.create_engine(database.url)
@@ -156,7 +156,7 @@ def test_rate_limits_can_be_partitioned(database: Database) -> None:
     assert not any("rate_limit" in name for name in database.catalog().tables)
 
 
-def test_old_traces_are_deleted_in_batches(database: Database) -> None:
+def test_documented_sql_deletes_old_traces_with_their_scores(database: Database) -> None:
     migrations.upgrade(database.url)
     insert_example_rows(database)
     database.execute(

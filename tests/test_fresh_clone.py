@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import CHECKOUT, environment
+from tests.helpers.databases import CHECKOUT, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SYSTEM_PYTHON = "/usr/bin/python3"
 """One that any user may run; the tests' own may lie in somebody's closed home."""
 
-FAST_TESTS_OF_A_CLONE = "tests/migrations tests/test_embedded.py tests/test_cli.py"
+FAST_TESTS_OF_A_CLONE = "tests/revisions tests/embedded tests/test_cli.py"
 
 
 class NewUser:
@@ -94,7 +94,7 @@ def assert_demo(printed: str) -> None:
 
 
 @needs_root
-def test_as_root_in_a_closed_home_the_demo_first(home: Path) -> None:
+def test_demo_then_tests_pass_for_root_in_closed_home(home: Path) -> None:
     user = NewUser("root", home)
     assert_demo(user.make("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere"))
     began = time.monotonic()
@@ -106,7 +106,7 @@ def test_as_root_in_a_closed_home_the_demo_first(home: Path) -> None:
 
 
 @needs_root
-def test_as_a_normal_user_the_tests_first(home: Path) -> None:
+def test_tests_then_demo_pass_for_normal_user(home: Path) -> None:
     user = NewUser("nobody", home)
     printed = user.make("test", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere")
     assert " passed" in printed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ import pytest
 
 from langfuse_schema import migrations, tables
 from langfuse_schema.verify import verify
-from tests.support import (
+from tests.helpers.databases import (
     CHECKOUT,
     HEAD,
     LINKS,
@@ -29,38 +28,19 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import TestServer
 
 PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
-VERIFYING = (CHECKOUT / "docs" / "verify.md").read_text(encoding="utf-8")
-
-
-def codes() -> Iterator[str]:
-    """What stands first in every call that makes a finding, as far as it is written out."""
-    for path in (CHECKOUT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).lower().endswith("finding"):
-                for part in ast.walk(node.args[0]) if node.args else ():
-                    if isinstance(part, ast.Constant) and re.fullmatch(
-                        r"[a-z]+(-[a-z]+)+", str(part.value)
-                    ):
-                        yield part.value
-
-
-@pytest.mark.parametrize("code", sorted(set(codes())))
-def test_every_code_is_explained(code: str) -> None:
-    kind = code.rpartition("-")[0]
-    assert f"`{code}`" in PAGE + VERIFYING or f"`{kind}`" in VERIFYING
 
 
 def forget_the_revision(database: Database) -> None:
     database.execute("DROP SCHEMA langfuse_migrations CASCADE")
 
 
-def note(database: Database, revision: str) -> None:
+def record_revision(database: Database, revision: str) -> None:
     database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{revision}'")
 
 
@@ -88,7 +68,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
         UPGRADE,
     ),
     "further than it says": (
-        lambda database: note(database, POLICIES),
+        lambda database: record_revision(database, POLICIES),
         "revision-behind",
         f"langfuse-schema stamp --purge {HEAD}",
     ),
@@ -111,7 +91,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
 
 
 @pytest.mark.parametrize(("happened", "code", "typed"), DECISIONS.values(), ids=DECISIONS)
-def test_what_the_page_says_to_type_mends_it(
+def test_documented_command_repairs_database(
     database: Database, happened: Callable[[Database], object], code: str, typed: str
 ) -> None:
     migrations.upgrade(database.url)
@@ -119,7 +99,8 @@ def test_what_the_page_says_to_type_mends_it(
     happened(database)
     finding = next(finding for finding in verify(database.url) if finding.code == code)
     if code != "table-missing":
-        assert finding.remedy.replace(HEAD, "head") == typed.replace(HEAD, "head")
+        fix = " && ".join(finding.fix)
+        assert fix.replace(HEAD, "head") == typed.replace(HEAD, "head")
     for command in typed.split(" && "):
         outcome = langfuse_schema(database, *shlex.split(command)[1:])
         assert outcome.code == 0, outcome.stderr
@@ -143,7 +124,7 @@ def shell(server: TestServer, tmp_path: Path) -> Callable[[Database, str], None]
     return run
 
 
-def test_what_was_kept_before_a_downgrade_can_be_put_back(
+def test_documented_commands_restore_rows_after_downgrade(
     database: Database, shell: Callable[[Database, str], None]
 ) -> None:
     def contents() -> list[object]:
@@ -172,7 +153,7 @@ def test_what_was_kept_before_a_downgrade_can_be_put_back(
     assert verify(database.url) == []
 
 
-def test_schema_public_alone_is_restored_and_stamped(
+def test_restored_schema_public_is_adopted_by_stamp(
     database: Database, second_database: Database, shell: Callable[[Database, str], None]
 ) -> None:
     migrations.upgrade(database.url)
@@ -180,12 +161,12 @@ def test_schema_public_alone_is_restored_and_stamped(
     shell(database, 'pg_dump "$DATABASE_URL" -n public --clean --if-exists -f public.sql')
     shell(second_database, 'psql "$DATABASE_URL" -f public.sql')
     (finding,) = verify(second_database.url)
-    command = finding.remedy.removeprefix("langfuse-schema ")
+    command = finding.fix[0].removeprefix("langfuse-schema ")
     assert langfuse_schema(second_database, *command.split()).code == 0
     assert verify(second_database.url) == []
 
 
-def test_truncate_would_empty_the_apps_tables_and_delete_does_not(database: Database) -> None:
+def test_truncate_cascade_empties_app_tables_and_delete_keeps_them(database: Database) -> None:
     migrations.upgrade(database.url)
     insert_example_rows(database)
     rows = database.execute("SELECT count(*) FROM reflections")

@@ -9,8 +9,8 @@ import pytest
 
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
-from tests.npm import QUIET, connection_string
-from tests.support import REVISIONS, Database, Outcome, langfuse_schema, run
+from tests.helpers.databases import REVISIONS, Database, Outcome, langfuse_schema, run
+from tests.helpers.npm import QUIET, connection_string
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def project(any_world: Database, tmp_path: Path, clients: Path) -> Project:
     return Project(tmp_path, any_world, clients / ".bin" / "supabase")
 
 
-def test_applied_by_the_cli_then_stamped(project: Project) -> None:
+def test_files_applied_by_supabase_cli_are_adopted_by_stamp(project: Project) -> None:
     applied = project.supabase("migration", "up")
     assert applied.code == 0, applied.stderr
     assert project.history() == [(revision, revision) for revision in REVISIONS]
@@ -65,7 +65,7 @@ def test_applied_by_the_cli_then_stamped(project: Project) -> None:
     assert verify(project.database.url) == []
 
 
-def test_applied_by_us_then_repaired_in_the_history_of_the_cli(project: Project) -> None:
+def test_supabase_cli_skips_files_after_upgrade_and_migration_repair(project: Project) -> None:
     migrations.upgrade(project.database.url)
     repaired = project.supabase("migration", "repair", "--status", "applied", *REVISIONS)
     assert repaired.code == 0, repaired.stderr
@@ -76,13 +76,13 @@ def test_applied_by_us_then_repaired_in_the_history_of_the_cli(project: Project)
     assert verify(project.database.url) == []
 
 
-def test_a_project_with_newer_files_needs_include_all(project: Project) -> None:
-    ours = {path.name: path.read_text() for path in project.migrations.iterdir()}
-    for name in ours:
+def test_supabase_cli_needs_include_all_when_project_has_newer_files(project: Project) -> None:
+    exported = {path.name: path.read_text() for path in project.migrations.iterdir()}
+    for name in exported:
         (project.migrations / name).unlink()
     (project.migrations / "20270101000000_later.sql").write_text("CREATE TABLE later ();\n")
     assert project.supabase("migration", "up").code == 0
-    for name, content in ours.items():
+    for name, content in exported.items():
         (project.migrations / name).write_text(content)
     assert project.supabase("migration", "up").code != 0
     applied = project.supabase("migration", "up", "--include-all")
@@ -91,7 +91,7 @@ def test_a_project_with_newer_files_needs_include_all(project: Project) -> None:
     assert verify(project.database.url) == []
 
 
-def test_a_file_that_fails_leaves_nothing(project: Project) -> None:
+def test_supabase_cli_rolls_back_file_that_fails(project: Project) -> None:
     project.database.execute("ALTER TABLE public.reflections RENAME TO kept")
     assert project.supabase("migration", "up").code != 0
     assert project.database.execute(

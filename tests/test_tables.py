@@ -25,15 +25,15 @@ from langfuse_schema import (
     migrations,
 )
 from langfuse_schema.tables import NOT_OURS
-from tests.support import AOI, Database
+from tests.helpers.databases import AOI, Database
 
 
-def test_the_public_names_are_importable() -> None:
+def test_every_public_name_is_importable() -> None:
     for name in langfuse_schema.__all__:
         assert getattr(langfuse_schema, name) is not None
 
 
-def test_importing_the_package_imports_sqlalchemy_core_only() -> None:
+def test_package_import_loads_sqlalchemy_core_only() -> None:
     printed = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", "import langfuse_schema"],
         capture_output=True,
@@ -46,25 +46,25 @@ def test_importing_the_package_imports_sqlalchemy_core_only() -> None:
     assert not [name for name in imported if name.startswith(unwanted)]
 
 
-def test_enumerations_are_their_text() -> None:
+def test_enumeration_member_equals_its_text() -> None:
     assert str(ScoreStatus.PENDING) == f"{ScoreStatus.PENDING}" == ScoreStatus.PENDING == "pending"
 
 
-class TestCopies:
-    def test_the_apps_metadata_holds_ours_and_the_users(self) -> None:
+class TestCopyTables:
+    def test_copy_tables_adds_langfuse_tables_and_users(self) -> None:
         target = sa.MetaData()
         copied = copy_tables(target)
         assert set(copied) == set(target.tables) == set(metadata.tables)
         assert target.tables["auth.users"].info == NOT_OURS
 
-    def test_the_apps_own_users_are_kept(self) -> None:
+    def test_copy_tables_keeps_users_table_of_app(self) -> None:
         target = sa.MetaData()
         users = sa.Table("users", target, sa.Column("id", sa.Uuid, primary_key=True), schema="auth")
         assert copy_tables(target)["auth.users"] is users
         (key,) = target.tables["langfuse_traces"].c.user_id.foreign_keys
         assert key.column is users.c.id
 
-    def test_names_do_not_follow_the_apps_convention(self) -> None:
+    def test_copy_tables_ignores_naming_convention_of_app(self) -> None:
         kinds = ("pk", "uq", "ck", "fk", "ix")
         target = sa.MetaData(naming_convention=dict.fromkeys(kinds, "app_%(table_name)s"))
         copy_tables(target)
@@ -76,7 +76,7 @@ class TestCopies:
 
 
 class TestLinkColumn:
-    def test_it_brings_its_foreign_key_and_index(self) -> None:
+    def test_link_column_adds_foreign_key_and_index(self) -> None:
         app = sa.MetaData()
         copy_tables(app)
         table = sa.Table("reflections", app, langfuse_trace_id_column())
@@ -85,7 +85,7 @@ class TestLinkColumn:
         assert key.elements[0].column is app.tables["langfuse_traces"].c.trace_id
         assert [index.name for index in table.indexes] == ["idx_reflections_langfuse_trace_id"]
 
-    def test_it_survives_a_copy_once(self) -> None:
+    def test_copied_link_column_has_one_foreign_key_and_one_index(self) -> None:
         app, other = sa.MetaData(), sa.MetaData()
         copy_tables(app)
         copy_tables(other)
@@ -118,7 +118,7 @@ ANSWER = ({"model": "small", "tokens": [1, 2]}, ["a", "b"], "pending")
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
-def test_rows_round_trip(database: Database, driver: str) -> None:
+def test_rows_round_trip_through_sync_driver(database: Database, driver: str) -> None:
     migrations.upgrade(database.url)
     trace, score = example_rows()
     engine = sa.create_engine(
@@ -130,7 +130,7 @@ def test_rows_round_trip(database: Database, driver: str) -> None:
         assert tuple(connection.execute(QUESTION).one()) == ANSWER
 
 
-def test_rows_round_trip_through_an_async_driver(database: Database) -> None:
+def test_rows_round_trip_through_async_driver(database: Database) -> None:
     migrations.upgrade(database.url)
     trace, score = example_rows()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import CHECKOUT, run
+from tests.helpers.databases import CHECKOUT, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,11 +29,11 @@ def mypy(*files: Path) -> str:
     return outcome.stdout + outcome.stderr
 
 
-def test_a_consumer_and_the_examples_are_typed() -> None:
+def test_mypy_strict_accepts_consumer_and_examples() -> None:
     assert mypy(CONSUMER, *sorted((CHECKOUT / "examples").glob("*.py"))) == ""
 
 
-def test_a_mistake_of_a_consumer_is_found(tmp_path: Path) -> None:
+def test_mypy_strict_reports_wrong_types_of_consumer(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
         "from langfuse_schema import ScoreName\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import BUILDING, CHECKOUT, Database, environment, run, until
+from tests.helpers.databases import BUILDING, CHECKOUT, Database, environment, run, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_holds_the_revisions_and_nothing_at_the_top_level(wheel: Path) -> None:
+def test_wheel_contains_revisions_and_one_top_level_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     top_level = {name.partition("/")[0] for name in names}
     assert top_level == {
@@ -54,7 +54,7 @@ def test_the_wheel_holds_the_revisions_and_nothing_at_the_top_level(wheel: Path)
     assert not [name for name in names if name.endswith("alembic/__init__.py")]
 
 
-def test_it_migrates_from_an_unrelated_folder(
+def test_installed_command_upgrades_and_downgrades_from_unrelated_folder(
     programs: Path, database: Database, tmp_path: Path
 ) -> None:
     command = str(programs / "langfuse-schema")
@@ -66,7 +66,7 @@ def test_it_migrates_from_an_unrelated_folder(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_runner_is_followed_by_the_one_that_waits(
+def test_waiting_runner_upgrades_after_running_one_is_interrupted(
     programs: Path, database: Database, tmp_path: Path
 ) -> None:
     def start() -> subprocess.Popen[str]:
@@ -87,15 +87,17 @@ def test_an_interrupted_runner_is_followed_by_the_one_that_waits(
             if "waiting for another runner" in line:
                 break
         first.send_signal(signal.SIGINT)
-        told = first.communicate()[1]
+        printed = first.communicate()[1]
         reader.exec_driver_sql("ROLLBACK")
     assert first.returncode == 130
-    assert "run the same command again" in told
+    assert "run the same command again" in printed
     assert second.communicate() is not None
     assert second.returncode == 0
 
 
-def test_a_program_migrates(programs: Path, database: Database, tmp_path: Path) -> None:
+def test_python_program_upgrades_and_downgrades(
+    programs: Path, database: Database, tmp_path: Path
+) -> None:
     program = (
         "import sys; from langfuse_schema.migrations import upgrade, downgrade;"
         "upgrade(sys.argv[1]); upgrade(sys.argv[1]); downgrade(sys.argv[1], '-1')"
@@ -104,19 +106,19 @@ def test_a_program_migrates(programs: Path, database: Database, tmp_path: Path) 
     assert (outcome.code, outcome.stderr) == (0, "")
 
 
-def test_without_a_url_it_never_makes_a_database_by_itself(programs: Path, tmp_path: Path) -> None:
+def test_installed_command_without_url_exits_2_and_creates_nothing(
+    programs: Path, tmp_path: Path
+) -> None:
     outcome = run(str(programs / "langfuse-schema"), "upgrade", "head", cwd=tmp_path)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "export DATABASE_URL=" in outcome.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_extra_it_says_how_to_get_the_embedded_database(
-    programs: Path, tmp_path: Path
-) -> None:
+def test_embedded_option_without_extra_prints_pip_command(programs: Path, tmp_path: Path) -> None:
     outcome = run(
         str(programs / "langfuse-schema"), "-x", "embedded=true", "upgrade", "head", cwd=tmp_path
     )
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert 'pip install "langfuse-schema[embedded]"' in outcome.stderr
     assert "Traceback" not in outcome.stderr

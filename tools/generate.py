@@ -5,29 +5,61 @@ The snapshots of the revisions come first; the pages are rendered from them.
 
 from __future__ import annotations
 
+import logging
+import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic.config import Config
 
-from langfuse_schema import embedded, environment
+from langfuse_schema import embedded
 from langfuse_schema._history import snapshots
-from langfuse_schema._history.chain import History
+from langfuse_schema._history.chain import History, config_file
 from tools import chain, pages
+
+if TYPE_CHECKING:
+    from langfuse_schema._history.snapshots import Tables
 
 
 def main() -> None:
     """Run the revisions on the embedded PostgreSQL, and write the files."""
+    # Its downgrades would warn of the rows that they drop.
+    logging.getLogger("langfuse_schema").setLevel(logging.ERROR)
     with (
         tempfile.TemporaryDirectory(prefix="langfuse-schema-") as folder,
         embedded.open_default(Path(folder)) as server,
     ):
         measured = chain.run_all(server.url())
-    for path, text in snapshot_files(measured).items():
+    for found in measured.values():
+        refuse_unsupported(found.tables)
+    # The pages are rendered from the snapshots.
+    write(snapshot_files(measured))
+    write(pages.pages(measured))
+
+
+def refuse_unsupported(tables: Tables) -> None:
+    """Exit if a revision created something that a snapshot cannot contain."""
+    for name, table in tables.items():
+        unsupported = [
+            *(["a relation that is no table"] if table.kind != "r" else []),
+            *(["an unlogged table"] if table.persistence != "p" else []),
+            *(["FORCE ROW LEVEL SECURITY"] if table.force_row_security else []),
+            *(["a trigger or a rule"] if table.triggers or table.rules else []),
+            *(["inheritance or partitions"] if table.parents or table.children else []),
+            *(["a serial column"] if "nextval(" in str(table.columns) else []),
+        ]
+        if unsupported:
+            sys.exit(f"{name}: a snapshot cannot contain {', '.join(unsupported)}")
+
+
+def write(files: dict[Path, str]) -> None:
+    """Write the files that have other content, and print their paths."""
+    for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    for path, text in pages.pages(measured).items():
-        path.write_text(text, encoding="utf-8")
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            print(path.relative_to(Path(__file__).parents[1]))
 
 
 def snapshot_files(measured: dict[str, chain.Measured]) -> dict[Path, str]:
@@ -36,7 +68,7 @@ def snapshot_files(measured: dict[str, chain.Measured]) -> dict[Path, str]:
     Arguments:
         measured: from `chain.run_all`.
     """
-    history = History.of(Config(environment.config_file()))
+    history = History.of(Config(config_file()))
     return {
         history.snapshot_path(revision): snapshots.render(revision, found.tables)
         for revision, found in measured.items()

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql
 
-from langfuse_schema import environment, tables
+from langfuse_schema import tables
 from langfuse_schema._checks import checklist
-from langfuse_schema._history.chain import History
+from langfuse_schema._history.chain import History, config_file
+from langfuse_schema._postgres.findings import catalogue, finding
 from tests.access import permissions
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def picture() -> str:
 
 def revisions_page(measured: Mapping[str, Measured]) -> str:
     """Render the revisions, oldest first, from their docstrings and the measured locks."""
-    scripts = list(ScriptDirectory.from_config(Config(environment.config_file())).walk_revisions())
+    scripts = list(ScriptDirectory.from_config(Config(config_file())).walk_revisions())
     parts = []
     for script in reversed(scripts):
         up, down = measured[script.revision].upgrade, measured[script.revision].downgrade
@@ -204,7 +206,7 @@ def demo(history: History) -> str:
 def verified(history: History) -> str:
     """Return the first and the last lines of `verify` at head."""
     tables = history.schema(history.head)
-    lines = checklist.checks(tables, tables, [], checklist.Revision(history.head, correct=True))
+    lines = checklist.Checklist(tables, tables, [], history.head, True).lines()
     return "\n".join(["```text", *map(checklist.shown, lines[:2]), "…", "0 differences", "```"])
 
 
@@ -215,11 +217,28 @@ def repair(history: History) -> str:
     return f"```console\n$ {command}\n```"
 
 
+def errors() -> str:
+    """Return a section for each code, with its explanation and its form."""
+    sections = []
+    for code, section in catalogue().items():
+        fields = {name for _, name, _, _ in Formatter().parse("\n".join(section.values())) if name}
+        values = {name: name.upper() for name in fields}
+        example = finding(code, "OBJECT", **{k: v for k, v in values.items() if k != "place"})
+        exits = section.get("exit", "1")
+        ends = (
+            "A warning does not stop a command."
+            if example.severity == "warning"
+            else (f"The command exits with {exits}.")
+        )
+        sections.append(f"## {code}\n\n{section['about']} {ends}\n\n```text\n{example}\n```")
+    return "\n\n".join(sections)
+
+
 def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
     """Render every page that has generated parts."""
     compare, scaling = figures("compare"), figures("scaling")
     readme, japanese = DOCS.parent / "README.md", DOCS.parent / "README.ja.md"
-    history = History.of(Config(environment.config_file()))
+    history = History.of(Config(config_file()))
     found: dict[Path, str] = {}
     for path, name, content in (
         (readme, "protection", protection(compare, scaling)),
@@ -230,6 +249,7 @@ def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
         (DOCS / "revisions.md", "revisions", revisions_page(measured)),
         (DOCS / "permissions.md", "permissions", permissions.render()),
         (DOCS / "adopting.md", "repair", repair(history)),
+        (DOCS / "reference" / "errors.md", "errors", errors()),
         (DOCS / "scaling.md", "scaling", scaling_tables(scaling)),
         (DOCS / "scaling.md", "stall", stall_table(compare)),
     ):

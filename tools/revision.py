@@ -8,8 +8,7 @@ from datetime import date
 from alembic import command
 from alembic.config import Config
 
-from langfuse_schema import environment
-from langfuse_schema._history.chain import History
+from langfuse_schema._history.chain import History, config_file
 
 
 def next_id(head: str, today: date) -> str:
@@ -28,7 +27,7 @@ def main(arguments: list[str]) -> None:
     """Write the file of a new revision from the template."""
     if len(arguments) != 1 or not arguments[0].strip():
         sys.exit('usage: make revision MESSAGE="add a table"')
-    config = Config(environment.config_file())
+    config = Config(config_file())
     revision = next_id(History.of(config).head, date.today())  # noqa: DTZ011 - the author's day
     command.revision(config, arguments[0], rev_id=revision)
 

@@ -1,15 +1,18 @@
 """Add the Langfuse core tables.
 
-Why: the plan's マイグレーション1: traces of what the app's models did, their scores, the runs of
-    the batch job that sends them, and the counters of the rate limit. Each table is closed to
-    anon and authenticated from its first moment, whatever the default privileges say;
-    service_role reads and writes.
-Locks: SHARE ROW EXCLUSIVE on auth.users, waited for at most one lock_timeout and held for a few
-    milliseconds. Reads go on; sign-ups and other writes wait that long.
-Duration: milliseconds; it grows with nothing.
-Reversible: yes; the downgrade drops the four tables with all their rows. It takes ACCESS
-    EXCLUSIVE on them and, last, on auth.users.
-If interrupted: nothing stays behind, upwards or downwards; run the same command again.
+Why: the plan's マイグレーション1. It creates the tables for traces of model calls, for their
+    scores, for runs of the batch job, and for the counters of the rate limit. From the start,
+    anon and authenticated have no access, under all default privileges. service_role can read
+    and write.
+Locks: SHARE ROW EXCLUSIVE on auth.users. The wait is at most one lock_timeout, and the lock is
+    held for a few milliseconds. Reads continue. Sign-ups and other writes wait that long.
+Duration: milliseconds, independent of the number of rows.
+Reversible: yes. The downgrade drops the four tables with all their rows. It takes ACCESS
+    EXCLUSIVE on them and, last, on auth.users. Before that, it discards the leftovers of an
+    interrupted upgrade of the next revision. This takes ACCESS EXCLUSIVE on langfuse_traces and
+    the app's three tables.
+If interrupted: the transaction is rolled back, for an upgrade and a downgrade. Run the same
+    command again.
 
 Revision ID: 20251113000003
 Revises:

@@ -1,17 +1,18 @@
 """Add langfuse_trace_id to the app's three tables.
 
-Why: the plan's マイグレーション2: from a message or a reflection straight to its trace, without a
-    join by entity_type and entity_id. Deleting a trace keeps the row and clears the link.
-Locks: for each app table by itself, never two at once: SHARE ROW EXCLUSIVE on langfuse_traces,
-    then ACCESS EXCLUSIVE on the app table, waited for at most one lock_timeout together and held
-    for milliseconds: the column has no default and the foreign key needs no scan. The index is
-    built CONCURRENTLY, under SHARE UPDATE EXCLUSIVE: reads and writes go on.
-Duration: the index build grows with the rows of the app table, and waits for transactions that
-    were open when it began.
-Reversible: yes; the downgrade drops the columns, with the links they hold, in one transaction.
-    It takes ACCESS EXCLUSIVE on the three tables and langfuse_traces for milliseconds.
-If interrupted: the columns and indexes made so far stay, perhaps one index INVALID. Run
-    the same command again: it goes on where it stopped, and builds such an index anew.
+Why: the plan's マイグレーション2. A message or a reflection refers directly to its trace, without
+    a join by entity_type and entity_id. Deleting a trace keeps the row and clears the link.
+Locks: for one app table at a time, SHARE ROW EXCLUSIVE on langfuse_traces, then ACCESS EXCLUSIVE
+    on the app table. Both waits together are at most one lock_timeout. The locks are held for
+    milliseconds, because the column has no default and the foreign key needs no scan. The index
+    is built CONCURRENTLY under SHARE UPDATE EXCLUSIVE, so reads and writes continue.
+Duration: the index build grows with the rows of the app table. It waits for transactions that
+    were open at its start.
+Reversible: yes. The downgrade drops the columns and their links in one transaction. It takes
+    ACCESS EXCLUSIVE on langfuse_traces and the three tables for milliseconds.
+If interrupted: the completed columns and indexes are kept, and one index can be INVALID. Run
+    the same command again. It resumes and rebuilds an INVALID index. An interrupted downgrade
+    is rolled back.
 
 Revision ID: 20251113000004
 Revises: 20251113000003
@@ -41,21 +42,38 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    locked = ("langfuse_traces", *APP_TABLES)
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in locked})
+    lock_tables()
     for table in reversed(APP_TABLES):
         op.drop_column(table, "langfuse_trace_id", schema="public", if_exists=True)
 
 
 def discard_partial_upgrade() -> None:
-    downgrade()
+    lock_tables()
+    # The column comes with its foreign key. A column without it belongs to the app.
+    for table in reversed(APP_TABLES):
+        op.execute(
+            f"""
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('public.{table}')
+             AND conname = '{table}_langfuse_trace_id_fkey'
+             AND confrelid = to_regclass('public.langfuse_traces')) THEN
+    ALTER TABLE public.{table} DROP COLUMN langfuse_trace_id;
+  END IF;
+END $$"""
+        )
+
+
+def lock_tables() -> None:
+    locked = ("langfuse_traces", *APP_TABLES)
+    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in locked})
 
 
 def add_column(table: str) -> None:
     operations.lock_tables(
         {"public.langfuse_traces": "SHARE ROW EXCLUSIVE", f"public.{table}": "ACCESS EXCLUSIVE"}
     )
-    # Inline, PostgreSQL knows that a new empty column needs no scan to be validated.
+    # An inline reference lets PostgreSQL add the foreign key of the new column without a scan.
     op.add_column(
         table,
         sa.Column(

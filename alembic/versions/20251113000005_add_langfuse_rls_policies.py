@@ -1,14 +1,15 @@
 """Add row level security to traces and scores.
 
-Why: the plan's マイグレーション3: users read their own traces, read the scores of their own traces,
-    and add scores to them. The policies say which rows; the grants made here let authenticated
-    in at all, and no other role, whatever the default privileges say.
-Locks: ACCESS EXCLUSIVE on langfuse_traces and langfuse_scores, waited for at most one
-    lock_timeout together and held for milliseconds.
-Duration: milliseconds; it grows with nothing.
-Reversible: yes; nothing is lost. The downgrade takes the grants of authenticated away with the
-    policies, so that no row is open to more people than before.
-If interrupted: nothing stays behind, upwards or downwards; run the same command again.
+Why: the plan's マイグレーション3. Users can read their own traces and the scores of these traces,
+    and add scores to them. The policies limit the rows. The grants give access to authenticated
+    and service_role only, under all default privileges.
+Locks: ACCESS EXCLUSIVE on langfuse_traces and langfuse_scores. Both waits together are at most
+    one lock_timeout, and the locks are held for milliseconds.
+Duration: milliseconds, independent of the number of rows.
+Reversible: yes, without loss of data. The downgrade revokes the grants of authenticated together
+    with the policies, so that it opens no row to more users.
+If interrupted: the transaction is rolled back, for an upgrade and a downgrade. Run the same
+    command again.
 
 Revision ID: 20251113000005
 Revises: 20251113000004
@@ -26,7 +27,7 @@ of_plan = True
 
 SERVICE = {"service_role": "SELECT, INSERT, UPDATE, DELETE"}
 
-# The subquery of the policies on scores reads traces as the user, hence SELECT there.
+# The policies on scores read traces with the privileges of the user, which must include SELECT.
 USERS = {
     "langfuse_traces": {"authenticated": "SELECT"},
     "langfuse_scores": {"authenticated": "SELECT, INSERT"},

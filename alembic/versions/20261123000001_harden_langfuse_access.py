@@ -1,25 +1,21 @@
 """Harden who may reach the Langfuse tables, and let the cost follow the user's own rows.
 
-Why: beyond the plan. Its policies say the right thing, but ask auth.uid() once per row and read
-    all of langfuse_scores for every question; two tables have no row level security; and a user
-    may write the status and the times of a score, which are the server's to set. Names and
-    visibility of the policies stay. The grants are stated again, so that a database on which
-    the plan was run by hand ends in the same place.
-    No form of the policy on reading scores is best for every question. A list of the user's own
-    traces becomes a condition of the index on langfuse_scores.trace_id, which EXISTS and IN do
-    not; but the list is made first, even to look up one trace. Medians in ms at 2 M traces and
-    2 M scores, the plan's policies to ours with the indexes of 20261123000002, on PostgreSQL 18
-    and, in brackets, 16 (benchmarks/rls.py). A user with 20 traces: all scores 130 to 0.63 (166
-    to 0.42), one trace's scores 0.21 to 0.15 (0.22 to 0.17). A user with 50,000: all scores 583
-    to 488 (669 to 469), a count 265 to 51 (285 to 56), and on the other side one trace's scores
-    0.33 to 6.9 (0.33 to 7.3), the latest 20 scores 94 to 107 (93 to 120). To add a score, EXISTS
-    looks up one trace: 0.14 (0.20) as a prepared statement, without any policy 0.10 (0.17).
-Locks: ACCESS EXCLUSIVE on the four tables, waited for at most one lock_timeout together and
-    held for milliseconds.
-Duration: milliseconds; it grows with nothing.
-Reversible: yes; nothing is lost. The downgrade restores the policies and the grants of
+Why: beyond the plan. The plan's policies are correct, but they call auth.uid() once per row and
+    read all of langfuse_scores for every query. Two tables have no row level security. A user
+    can write the status and the times of a score, which only the server must set. The policies
+    keep their names and the same visible rows. The grants are repeated, so that a database on
+    which the plan was run by hand has the same grants afterwards.
+    No form of the policy for reading scores is the fastest for every query. This form lists the
+    user's own traces, and uses the list with the index on langfuse_scores.trace_id, which EXISTS
+    and IN do not. The list is also built to read the scores of one trace. docs/scaling.md has
+    the measurements.
+Locks: ACCESS EXCLUSIVE on the four tables. All waits together are at most one lock_timeout, and
+    the locks are held for milliseconds.
+Duration: milliseconds, independent of the number of rows.
+Reversible: yes, without loss of data. The downgrade restores the policies and the grants of
     20251113000005.
-If interrupted: nothing stays behind, upwards or downwards; run the same command again.
+If interrupted: the transaction is rolled back, for an upgrade and a downgrade. Run the same
+    command again.
 
 Revision ID: 20261123000001
 Revises: 20251113000005
@@ -34,7 +30,7 @@ down_revision = "20251113000005"
 branch_labels = None
 depends_on = None
 
-# In the order in which they are locked: a reader of scores goes on to traces.
+# The order of the locks. Under the policies, a query on scores locks langfuse_traces second.
 TABLES = ("langfuse_batch_runs", "rate_limit_logs", "langfuse_scores", "langfuse_traces")
 
 LEFT_OPEN = ("langfuse_batch_runs", "rate_limit_logs")
@@ -53,7 +49,7 @@ USERS = {
     },
 }
 
-# Name, table, the plan's rule, and ours.
+# Name, table, rule of the plan, rule of this revision.
 POLICIES = (
     (
         "Users can view their own traces",

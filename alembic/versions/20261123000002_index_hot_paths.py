@@ -1,21 +1,21 @@
 """Add indexes for the questions that are asked all the time.
 
-Why: beyond the plan. idx_langfuse_scores_pending serves the job that sends scores:
-    WHERE status = 'pending' ORDER BY created_at LIMIT n FOR UPDATE SKIP LOCKED
-    takes the oldest straight from it, without sorting the backlog; ORDER BY created_at, id too.
-    idx_langfuse_traces_user_id_created_at serves a user's latest traces,
-    WHERE user_id = … ORDER BY created_at DESC LIMIT n, with and without row level security:
-    under the policy PostgreSQL cannot know beforehand who asks, and would sort all the traces
-    of a user who has many. idx_langfuse_traces_user_id_trace_id serves the policies on scores:
-    they list the user's own traces, or look one up, without reading the traces themselves.
-Locks: SHARE UPDATE EXCLUSIVE on langfuse_scores, then on langfuse_traces, never both, while the
-    indexes are built CONCURRENTLY: reads and writes go on.
-Duration: grows with the rows of both tables; each build also waits for transactions that were
-    open when it began.
-Reversible: yes; nothing is lost. The downgrade drops the indexes in one transaction, under
+Why: beyond the plan. idx_langfuse_scores_pending is for the job that sends scores with
+    WHERE status = 'pending' ORDER BY created_at LIMIT n FOR UPDATE SKIP LOCKED.
+    The job reads the oldest rows from the index without sorting the backlog. ORDER BY
+    created_at, id works too. idx_langfuse_traces_user_id_created_at is for a user's latest
+    traces, WHERE user_id = … ORDER BY created_at DESC LIMIT n, with and without row level
+    security. Under the policy, the planner has no value for the user, and would sort all traces
+    of a user with many. idx_langfuse_traces_user_id_trace_id is for the policies on scores.
+    They list the user's own traces, or find one of them, without reading the table.
+Locks: SHARE UPDATE EXCLUSIVE on langfuse_scores, then on langfuse_traces, never on both. The
+    indexes are built CONCURRENTLY, so reads and writes continue.
+Duration: it grows with the rows of both tables. Each build also waits for transactions that
+    were open at its start.
+Reversible: yes, without loss of data. The downgrade drops the indexes in one transaction, under
     ACCESS EXCLUSIVE on the two tables for milliseconds.
-If interrupted: an index stays, finished or INVALID. Run the same command again: it keeps what
-    is finished and builds the rest.
+If interrupted: the completed indexes are kept, and one index can be INVALID. Run the same
+    command again. It keeps the completed indexes and builds the missing ones.
 
 Revision ID: 20261123000002
 Revises: 20261123000001
@@ -58,10 +58,26 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for _, table, *_ in INDEXES})
+    lock_tables()
     for name, table, *_ in reversed(INDEXES):
         op.drop_index(name, table, schema="public", if_exists=True)
 
 
 def discard_partial_upgrade() -> None:
-    downgrade()
+    lock_tables()
+    # An index of that name on another table belongs to the app.
+    for name, table, *_ in reversed(INDEXES):
+        op.execute(
+            f"""
+DO $$
+BEGIN
+  IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
+             AND indrelid = to_regclass('public.{table}')) THEN
+    DROP INDEX public.{name};
+  END IF;
+END $$"""
+        )
+
+
+def lock_tables() -> None:
+    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for _, table, *_ in INDEXES})

@@ -1,7 +1,7 @@
-"""Langfuse tracing tables for Supabase PostgreSQL: SQLAlchemy Core tables for app code.
+"""Use the Langfuse tables of Supabase PostgreSQL in app code, as SQLAlchemy Core tables.
 
-Importing this package imports SQLAlchemy Core only. The revisions are run by the commands
-`alembic` and `langfuse-schema`, or by `langfuse_schema.migrations`.
+This package imports SQLAlchemy Core only. To run the revisions, use the commands `alembic` or
+`langfuse-schema`, or call `langfuse_schema.migrations`.
 """
 
 from langfuse_schema.creation import create_all

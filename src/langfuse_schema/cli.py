@@ -1,4 +1,4 @@
-"""The command line `langfuse-schema`: Alembic's own over the packaged revisions, and ours."""
+"""The command line `langfuse-schema`: Alembic's commands over the revisions, and its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from alembic import command
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 
-from langfuse_schema import environment, migrations
-from langfuse_schema._postgres.findings import Report, SchemaError
+from langfuse_schema import migrations
+from langfuse_schema._history.chain import History, config_file
+from langfuse_schema._postgres.findings import (
+    CANNOT_RUN,
+    NOT_IN_RIGHT_STATE,
+    Report,
+    SchemaError,
+    exit_code,
+    finding,
+)
+from langfuse_schema._runtime.environment import configure_logging, interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,79 +42,69 @@ _ALEMBIC_COMMANDS = (
     command.check,
     command.stamp,
 )
-"""Those that make sense over revisions which somebody else maintains."""
+"""The commands of Alembic that do not write revision files."""
 
-_FAILED = 1
-_CANNOT_RUN = 2
-_BY_SIGNAL = 128  # and its number, as shells have it
+_BY_SIGNAL = 128  # plus its number, as in shells
 
-_WHERE_TO_LOOK = """\
-the revisions there are:  langfuse-schema history
-where the database is:    langfuse-schema current"""
+_REVISIONS = """\
+To list the revisions:    langfuse-schema history
+To read the recorded one: langfuse-schema current"""
 
 _DESCRIPTION = """\
 The Langfuse tables of a Supabase app, as Alembic revisions.
 
-The database is the first that is set: -x url=URL, DATABASE_URL; -x embedded=true starts a
-throw-away PostgreSQL of its own."""
+The database is the first that is set: -x url=URL, DATABASE_URL. With -x embedded=true it is a
+temporary PostgreSQL on this machine.
+
+Exit codes: 0 done, or nothing to do; 1 the database is not as it must be; 2 the command could not
+run; 130 and 143 interrupted."""
 
 _EXAMPLES = """\
 examples:
-  langfuse-schema preflight               would an upgrade succeed? changes nothing
+  langfuse-schema preflight               check whether an upgrade would succeed
   langfuse-schema upgrade head            migrate, or find nothing to do
   langfuse-schema upgrade head --sql      print the SQL instead
-  langfuse-schema verify                  is it what the revisions promised? changes nothing
+  langfuse-schema verify                  compare the database with the revisions
   langfuse-schema export supabase/migrations
-                                          the revisions as files for the Supabase CLI
-  langfuse-schema downgrade -1            take the newest revision back
-  langfuse-schema dev                     a database to play with; Ctrl-C stops it"""
+                                          write files for the Supabase CLI
+  langfuse-schema downgrade -1            undo the newest revision
+  langfuse-schema dev                     run the embedded database until Ctrl-C"""
 
 
 _EXAMPLES_OF = {
     "upgrade": (
-        "langfuse-schema upgrade head",
-        "langfuse-schema upgrade REVISION",
-        "langfuse-schema upgrade head --sql",
-        "langfuse-schema -x lock_timeout=2s -x lock_deadline=1h upgrade head",
+        "upgrade head",
+        "upgrade REVISION",
+        "upgrade head --sql",
+        "-x lock_timeout=2s -x lock_deadline=1h upgrade head",
     ),
-    "downgrade": (
-        "langfuse-schema downgrade -1",
-        "langfuse-schema downgrade base",
-        "langfuse-schema downgrade head:base --sql",
-    ),
-    "current": ("langfuse-schema current", "langfuse-schema current --verbose"),
-    "history": ("langfuse-schema history", "langfuse-schema history --indicate-current"),
-    "heads": ("langfuse-schema heads",),
-    "show": ("langfuse-schema show head",),
-    "check": ("langfuse-schema check",),
-    "stamp": ("langfuse-schema stamp REVISION", "langfuse-schema stamp base"),
-    "preflight": ("langfuse-schema preflight", "langfuse-schema preflight --format json"),
-    "verify": (
-        "langfuse-schema verify",
-        "langfuse-schema verify --revision REVISION",
-        "langfuse-schema verify --format json",
-    ),
-    "export": (
-        "langfuse-schema export supabase/migrations",
-        "langfuse-schema export supabase/migrations --after REVISION",
-    ),
-    "dev": ("langfuse-schema dev", "langfuse-schema dev psql -c '\\dt'"),
+    "downgrade": ("downgrade -1", "downgrade base", "downgrade head:base --sql"),
+    "current": ("current", "current --verbose"),
+    "history": ("history", "history --indicate-current"),
+    "heads": ("heads",),
+    "show": ("show head",),
+    "check": ("check",),
+    "stamp": ("stamp REVISION", "stamp base"),
+    "preflight": ("preflight", "preflight --format json"),
+    "verify": ("verify", "verify --revision REVISION", "verify --format json"),
+    "export": ("export supabase/migrations", "export supabase/migrations --after REVISION"),
+    "dev": ("dev", "dev psql -c '\\dt'"),
 }
-"""What `--help` of each command shows; a test runs them."""
+"""The examples in `--help` of each command. A test runs them."""
 
 
 class _Parser(ArgumentParser):
-    """One that says where the options of a run stand."""
+    """A parser that explains the place of the options of a run."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and exit with 2."""
+        """Print the message, and exit with 2."""
         if "unrecognized arguments: -x" in message:
             message += "\n-x stands before the command: langfuse-schema -x NAME=VALUE COMMAND"
         super().error(message)
 
 
 class _CommandLine(CommandLine):
-    """Alembic's command line without the commands that would write into site-packages."""
+    """Alembic's command line without the commands that write revision files."""
 
     def __init__(self) -> None:
         parser: ArgumentParser = _Parser(
@@ -126,61 +125,52 @@ class _CommandLine(CommandLine):
             "--raiseerr", action="store_true", help="show a traceback with an error"
         )
         self.parser.add_argument(
-            "-q", "--quiet", action="store_true", help="print nothing but warnings and errors"
+            "-q", "--quiet", action="store_true", help="print only warnings and errors"
         )
         self.subparsers = parser.add_subparsers(metavar="COMMAND")
         for function in _ALEMBIC_COMMANDS:
             self.register_command(function)
-        self._add_preflight()
-        self._add_verify()
-        self._add_export()
-        self._add_dev()
+        self._add_own_commands()
         for name, parser in self.subparsers.choices.items():
             parser.formatter_class = RawDescriptionHelpFormatter
-            parser.epilog = "\n  ".join(["examples:", *_EXAMPLES_OF[name]])
+            parser.epilog = "\n  langfuse-schema ".join(["examples:", *_EXAMPLES_OF[name]])
 
-    def _add_preflight(self) -> None:
-        parser = self.subparsers.add_parser(
-            "preflight", help="Find what would make an upgrade fail; change nothing."
-        )
+    def _add_own_commands(self) -> None:
+        parser = self._add("preflight", "Check whether an upgrade would succeed.")
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.set_defaults(cmd=(_preflight, [], ["format"]))
 
-    def _add_verify(self) -> None:
-        parser = self.subparsers.add_parser(
-            "verify", help="Compare the database with what the revisions make; change nothing."
-        )
+        parser = self._add("verify", "Compare the database with the revisions.")
         parser.add_argument("--format", choices=("text", "json"), default="text")
         parser.add_argument(
-            "--revision", default="head", metavar="ID", help="where it should be (default: head)"
+            "--revision", default="head", metavar="ID", help="the expected one (default: head)"
         )
         parser.set_defaults(cmd=(_verify, [], ["format", "revision"]))
 
-    def _add_export(self) -> None:
-        parser = self.subparsers.add_parser(
-            "export", help="Write the revisions as SQL files for the Supabase CLI."
-        )
+        parser = self._add("export", "Write the revisions as SQL files for the Supabase CLI.")
         parser.add_argument("directory", metavar="DIR", help="usually supabase/migrations")
         parser.add_argument("--after", metavar="ID", help="leave out this revision and all before")
         parser.add_argument("--force", action="store_true", help="overwrite files that differ")
         parser.set_defaults(cmd=(_export, ["directory"], ["after", "force"]))
 
-    def _add_dev(self) -> None:
-        parser = self.subparsers.add_parser(
-            "dev",
-            help="Run the embedded database until Ctrl-C, or as long as a command runs.",
-            description="Run the embedded database: without a command until Ctrl-C, with one as"
-            " long as it runs, with DATABASE_URL and the variables of libpq set for it.",
+        parser = self._add("dev", "Run the embedded database until Ctrl-C, or for a command.")
+        parser.add_argument(
+            "command",
+            nargs=REMAINDER,
+            help="a command with its arguments; DATABASE_URL and libpq's variables are set for it",
         )
-        parser.add_argument("command", nargs=REMAINDER, help="a command and its arguments")
         parser.set_defaults(cmd=(_dev, ["command"], []))
+
+    def _add(self, name: str, purpose: str) -> ArgumentParser:
+        parser: ArgumentParser = self.subparsers.add_parser(name, help=purpose, description=purpose)
+        return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with the code of its command.
 
     Arguments:
-        arguments: without the program's name; those of the process if None.
+        arguments: without the name of the program; those of the process if None.
     """
     line = _CommandLine()
     options = line.parser.parse_args(arguments)
@@ -191,61 +181,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not hasattr(options, "cmd"):
         line.parser.error("a command is missing; --help lists them")
-    sys.exit(_run(Config(environment.config_file(), cmd_opts=options), options))
+    sys.exit(_run(Config(config_file(), cmd_opts=options), options))
 
 
 def _run(config: Config, options: Namespace) -> int:
     function, positional, keywords = options.cmd
     values: dict[str, Any] = vars(options)
-    code: int | None
     try:
-        code = function(
+        code: int | None = function(
             config,
             *[values.get(name) for name in positional],
             **{name: values.get(name) for name in keywords},
         )
         sys.stdout.flush()
-    except CommandError as error:
+    except (CommandError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader, such as `head`, has read enough. Nothing is left to be flushed.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _BY_SIGNAL + signal.SIGPIPE
         if options.raiseerr:
             raise
-        print("FAILED:", error, file=sys.stderr)
-        ours = function in (_preflight, _verify, _export, _dev)
-        if isinstance(error, SchemaError):
-            if values.get("format") == "json":
-                print(Report(None, error.findings).as_json())
-        elif not ours:
-            print(_WHERE_TO_LOOK, file=sys.stderr)
-        return _CANNOT_RUN if ours else _FAILED
-    except BrokenPipeError:
-        # Whoever read the output, like `head`, has seen enough. Nothing is left to be flushed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BY_SIGNAL + signal.SIGPIPE
-    except OSError as error:
-        if options.raiseerr:
-            raise
-        print("FAILED:", error, file=sys.stderr)
-        return _CANNOT_RUN
+        return _failed(error, function, as_json=values.get("format") == "json")
     except KeyboardInterrupt as interrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         number: int = next(iter(interrupt.args), signal.SIGINT)
         return _BY_SIGNAL + number
     return code or 0
 
 
+def _failed(error: Exception, function: object, *, as_json: bool) -> int:
+    """Print an error, and return the exit code."""
+    print("FAILED:", error, file=sys.stderr)
+    if isinstance(error, SchemaError):
+        if as_json:
+            print(Report(None, error.findings).as_json())
+        return exit_code(error.findings)
+    if function in _ALEMBIC_COMMANDS:
+        print(_REVISIONS, file=sys.stderr)
+        return NOT_IN_RIGHT_STATE
+    return CANNOT_RUN
+
+
 def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's name
-    environment.configure_logging(config)
-    report = migrations.preflight_report(config)
+    configure_logging(config)
+    with interrupts(config):
+        report = migrations.preflight_report(config)
     print(report.as_json() if format == "json" else report.as_text())
-    return 0 if report.ok else _FAILED
+    return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
 def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - the option's name
     from langfuse_schema import verify
 
-    environment.configure_logging(config)
-    report = migrations.verify_report(config, revision)
+    configure_logging(config)
+    with interrupts(config):
+        report = verify.report(migrations.target_of(config), History.of(config), revision)
     print(report.as_json() if format == "json" else verify.as_text(report))
-    return 0 if report.ok else _FAILED
+    return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
 def _export(config: Config, directory: str, after: str | None, force: bool) -> int:
@@ -255,34 +247,28 @@ def _export(config: Config, directory: str, after: str | None, force: bool) -> i
     written = export.write(Path(directory), rendered, force=force)
     for name in rendered:
         print(Path(directory, name), "" if name in written else "(unchanged)")
-    others = export.others(Path(directory), rendered)
     if not rendered:
         print(f"nothing to write: no revision comes after {after}", file=sys.stderr)
-    if others:
-        print(
-            f"{others[-1]} has a newer number: if the database has it already, type\n"
-            "supabase migration up --include-all",
-            file=sys.stderr,
-        )
+    newer = export.newer_files(Path(directory), rendered)
+    if newer:
+        command_line = "supabase migration up --include-all"
+        print(f"{newer[-1]} is newer. If it was applied, run:\n{command_line}", file=sys.stderr)
     return 0
 
 
 def _dev(_config: Config, command_line: list[str]) -> int:
     from langfuse_schema import embedded
 
-    base = environment.checkout() or Path.cwd()
-    try:
-        if not command_line or command_line == ["--"]:
-            embedded.dev(base, print)
-            return 0
-        with embedded.open_default(base) as server:
-            return _run_beside(server, command_line[command_line[0] == "--" :])
-    except embedded.EmbeddedError as error:
-        raise CommandError(str(error)) from error
+    base = migrations.checkout() or Path.cwd()
+    if not command_line or command_line == ["--"]:
+        embedded.dev(base, print)
+        return 0
+    with embedded.open_default(base) as server:
+        return _run_beside(server, command_line[command_line[0] == "--" :])
 
 
 def _run_beside(server: Server, command_line: list[str]) -> int:
-    """Run somebody's command with our database as its default."""
+    """Run a command with the embedded database as its default."""
     variables = {
         "DATABASE_URL": server.connection_string(),
         "PGHOST": server.host,
@@ -291,12 +277,12 @@ def _run_beside(server: Server, command_line: list[str]) -> int:
         "PGDATABASE": "postgres",
         "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(server.bin)]),
     }
-    # Ctrl-C is for the command; psql, for one, goes on after it.
+    # Ctrl-C is for the command. psql, for one, continues after it.
     former = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         program = shutil.which(command_line[0], path=variables["PATH"])
         if program is None:
-            raise CommandError(f"{command_line[0]}: no such command; check its name and PATH")
+            raise SchemaError(finding("command-missing", command_line[0]))
         code = subprocess.run(  # noqa: S603 - running what the user typed is the purpose
             [program, *command_line[1:]], env={**os.environ, **variables}, check=False
         ).returncode

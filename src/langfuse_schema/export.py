@@ -1,42 +1,43 @@
-"""The revisions as SQL files for the Supabase CLI, as the plan runs them.
+"""Write the revisions as SQL files for the Supabase CLI.
 
-The CLI runs each file of `supabase/migrations` in one transaction of its own and notes it by the
-number in its name, so the files hold neither BEGIN and COMMIT nor a version table.
+The CLI runs each file of `supabase/migrations` in one transaction and records the number in its
+name. So the files contain neither BEGIN and COMMIT nor a version table.
 """
 
 from __future__ import annotations
 
 import io
 from inspect import cleandoc
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
-from langfuse_schema import database, sessions
-from langfuse_schema._postgres.findings import Finding, SchemaError
+from langfuse_schema._postgres.findings import SchemaError, finding
+from langfuse_schema._runtime.options import Options
+from langfuse_schema._runtime.settings import session_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from alembic.config import Config
     from alembic.script import Script
 
 _NOTE = """\
 Written by `langfuse-schema export` for supabase/migrations, where the Supabase CLI runs it in
-one transaction. Indexes are built plainly here: CONCURRENTLY cannot be in a transaction, so
-whoever needs a table waits until its index is built. Where that is too long, let
-`langfuse-schema upgrade` build them online instead."""
+one transaction. CREATE INDEX CONCURRENTLY cannot run in a transaction, so this file builds indexes
+without it, and writes to the table wait for the build. On large tables in use, run
+`langfuse-schema upgrade` instead."""
 
 
 def files(config: Config, after: str | None = None) -> dict[str, str]:
-    """Render the revisions, the same text every time.
+    """Render the revisions. The same revisions give the same text.
 
     Arguments:
-        config: Alembic's configuration.
-        after: leave out this revision and all before it.
+        config: of Alembic.
+        after: a revision; it and the revisions before it are left out.
 
     Returns:
         SQL by file name, `<id>_<slug>.sql`, oldest first.
@@ -49,44 +50,27 @@ def files(config: Config, after: str | None = None) -> dict[str, str]:
     base = found[0].revision if found else "base"
     scripts = list(directory.walk_revisions(base, "head"))[::-1]
     return {
-        f"{script.revision}_{_slug(script)}.sql": _file(config, directory, script)
+        f"{Path(script.path).stem}.sql": _file(config, directory, script)
         for script in scripts
         if script.revision != base
     }
 
 
-def _slug(script: Script) -> str:
-    from pathlib import Path
-
-    return Path(script.path).stem.removeprefix(f"{script.revision}_")
-
-
 def _file(config: Config, directory: ScriptDirectory, script: Script) -> str:
-    title, why = _what_it_does(script)
-    upgrade = _render(config, directory, script.module.upgrade)
-    downgrade = _render(config, directory, script.module.downgrade)
-    header = [title, "", why, "", _NOTE, "", "Rollback:", "", downgrade]
-    comment = "\n".join(header).splitlines()
-    return "\n".join(
-        [*(f"-- {line}".rstrip() for line in comment), "", _lock_timeout(), "", upgrade, ""]
-    )
-
-
-def _what_it_does(script: Script) -> tuple[str, str]:
-    """The title of a revision and the paragraph that says why."""
     title, _, rest = cleandoc(script.module.__doc__ or "").partition("\n")
     why, _, _ = rest.strip().partition("\nLocks:")
-    return title, "\n".join(line.strip() for line in why.splitlines())
-
-
-def _lock_timeout() -> str:
-    setting = sessions.session_settings(database.Options())["lock_timeout"]
-    # In effect until the end of the transaction, without a warning where there is none.
-    return f"SELECT set_config('lock_timeout', '{setting}', true);"
+    downgrade = _render(config, directory, script.module.downgrade)
+    header = [title, "", cleandoc(why), "", _NOTE, "", "Rollback:", "", downgrade]
+    comment = [f"-- {line}".rstrip() for line in "\n".join(header).splitlines()]
+    # In effect until the end of the transaction, and without a warning outside of one.
+    timeout = session_settings(Options.lock_timeout)["lock_timeout"]
+    lock_timeout = f"SELECT set_config('lock_timeout', '{timeout}', true);"
+    upgrade = _render(config, directory, script.module.upgrade)
+    return "\n".join([*comment, "", lock_timeout, "", upgrade, ""])
 
 
 def _render(config: Config, directory: ScriptDirectory, function: Callable[[], None]) -> str:
-    """Print what one direction of a revision does, without anything around it."""
+    """Return the SQL of one direction of a revision."""
     output = io.StringIO()
     with EnvironmentContext(config, directory, as_sql=True) as environment:
         environment.configure(
@@ -103,70 +87,47 @@ def _render(config: Config, directory: ScriptDirectory, function: Callable[[], N
 
 
 def write(directory: Path, rendered: dict[str, str], *, force: bool = False) -> list[str]:
-    """Write the files, all or none.
+    """Write all files, or none.
 
     Arguments:
-        directory: made if it is not there.
+        directory: created if it is missing.
         rendered: from `files`.
-        force: overwrite a file of the same name that says something else.
+        force: whether to overwrite files with other content.
 
     Returns:
-        The names of the files that were not there before, or said something else.
+        The names of the files that are new or had other content.
 
     Raises:
-        SchemaError: a file differs, or the directory cannot be written to.
+        SchemaError: a file has other content, or the directory cannot be written.
     """
     try:
-        differing = {
+        existing = {name: directory / name for name in rendered if (directory / name).exists()}
+        differing = [
             name
-            for name, content in rendered.items()
-            if (directory / name).exists()
-            and (directory / name).read_text(encoding="utf-8") != content
-        }
-        if differing and not force:
-            raise SchemaError([_differs(directory / name) for name in sorted(differing)])
-        directory.mkdir(parents=True, exist_ok=True)
-        written = [
-            name for name in rendered if name in differing or not (directory / name).exists()
+            for name, path in existing.items()
+            if path.read_text(encoding="utf-8") != rendered[name]
         ]
+        if differing and not force:
+            differs = [finding("file-differs", str(directory / name)) for name in differing]
+            raise SchemaError(*differs)
+        directory.mkdir(parents=True, exist_ok=True)
+        written = [name for name in rendered if name in differing or name not in existing]
         for name in written:
             (directory / name).write_text(rendered[name], encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        finding = Finding(
-            "directory-unusable",
-            str(directory),
-            str(error),
-            "a directory of SQL files that can be written to",
-            "name another directory, as in: langfuse-schema export supabase/migrations",
-        )
-        raise SchemaError([finding]) from error
+        unusable = finding("directory-unusable", str(directory), cause=str(error))
+        raise SchemaError(unusable) from error
     return written
 
 
-def _differs(path: Path) -> Finding:
-    return Finding(
-        "file-differs",
-        str(path),
-        "a file of that name with another content",
-        "no file, or the same content",
-        "if it is the plan's own, which was applied already, export what comes after:"
-        " langfuse-schema export DIR --after REVISION\n"
-        "to overwrite it: langfuse-schema export DIR --force",
-    )
-
-
-def others(directory: Path, rendered: dict[str, str]) -> list[str]:
-    """Name the project's own files that the CLI would run after one of ours.
+def newer_files(directory: Path, rendered: dict[str, str]) -> list[str]:
+    """Return the files of the project that the CLI runs after one of the rendered files.
 
     Arguments:
         directory: of the migrations.
         rendered: from `files`.
     """
-    if not rendered:
-        return []
-    oldest = min(rendered)
-    return sorted(
-        path.name
-        for path in directory.glob("[0-9]*.sql")
-        if path.name not in rendered and path.name > oldest
-    )
+    # The CLI runs files in the order of their names.
+    oldest = min(rendered, default="~")
+    names = [path.name for path in directory.glob("[0-9]*.sql")]
+    return sorted(name for name in names if name not in rendered and name > oldest)

@@ -1,54 +1,43 @@
-"""Our revisions from a running program: upgrade, downgrade, stamp, and two ways to look."""
+"""Run the revisions from a program: upgrade, downgrade, stamp, preflight."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from configparser import InterpolationError
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.util import CommandError
 
-from langfuse_schema import (
-    database,
-    environment,
-    pooling,
-    sessions,
-    version_table,
-)
-from langfuse_schema._checks import drift, preflight
-from langfuse_schema._checks.pending import PendingUpgrade
-from langfuse_schema._checks.transactions import long_transactions
-from langfuse_schema._history.chain import History
-from langfuse_schema._postgres.findings import Finding, Report, SchemaError
-from langfuse_schema.database import Options
+from langfuse_schema import tables
+from langfuse_schema._checks import preflight as checks
+from langfuse_schema._checks.requirements import long_transactions
+from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
+from langfuse_schema._postgres.errors import errors_as_findings
+from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
+from langfuse_schema._runtime import environment, pooler_detection
+from langfuse_schema._runtime.alembic_internals import has_destination, x_arguments
+from langfuse_schema._runtime.options import Options, parse_options
+from langfuse_schema._runtime.target import Embedded, Target, configured_url
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import sqlalchemy as sa
+    from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy.engine import URL
 
-    from langfuse_schema._history.snapshots import Tables
-
-
-def revisions(config: Config | None = None) -> list[str]:
-    """List the ids of our revisions, oldest first.
-
-    Arguments:
-        config: Alembic's configuration; our own if None.
-    """
-    return list(History.of(config or Config(environment.config_file())).revisions)
-
-
-def schema_at(revision: str) -> Tables:
-    """Return the tables after a revision, by `schema.table`.
-
-    Arguments:
-        revision: `head`, or a revision id.
-
-    Raises:
-        CommandError: there is no such revision.
-    """
-    history = History.of(Config(environment.config_file()))
-    return history.schema(history.resolve(revision))
+__all__ = [
+    "Finding",
+    "Report",
+    "SchemaError",
+    "downgrade",
+    "preflight",
+    "stamp",
+    "upgrade",
+]
 
 
 def upgrade(
@@ -58,19 +47,19 @@ def upgrade(
     lock_timeout: float = Options.lock_timeout,
     lock_deadline: float = Options.lock_deadline,
 ) -> None:
-    """Upgrade a database from a running program, as `alembic upgrade` does.
+    """Upgrade a database, as `langfuse-schema upgrade` does.
 
     Arguments:
         target: the URL of the database, or an engine; one connection of it is used and closed.
-        revision: where to go; `head`, a revision id, or relative as in `+1`.
+        revision: `head`, a revision id, or relative as in `+1`.
         lock_timeout: the longest wait for locks at a time, in seconds.
-        lock_deadline: how long to go on retrying, in seconds.
+        lock_deadline: how long to retry, in seconds.
 
     Raises:
-        SchemaError: the database cannot take it; nothing was changed.
-        CommandError: Alembic does not know the revision.
+        SchemaError: the upgrade cannot run or was stopped; completed steps are kept.
+        CommandError: there is no such revision.
     """
-    command.upgrade(_config(target, Options(lock_timeout, lock_deadline)), revision)
+    command.upgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
 
 
 def downgrade(
@@ -80,96 +69,202 @@ def downgrade(
     lock_timeout: float = Options.lock_timeout,
     lock_deadline: float = Options.lock_deadline,
 ) -> None:
-    """Downgrade a database from a running program, as `alembic downgrade` does.
+    """Downgrade a database, as `langfuse-schema downgrade` does.
 
-    Arguments and errors are those of `upgrade`; `revision` is `base`, an id, or as in `-1`.
+    Arguments:
+        target: as for `upgrade`.
+        revision: `base`, a revision id, or relative as in `-1`.
+        lock_timeout: as for `upgrade`.
+        lock_deadline: as for `upgrade`.
+
+    Raises:
+        SchemaError: the downgrade cannot run or was stopped; completed steps are kept.
+        CommandError: there is no such revision.
     """
-    command.downgrade(_config(target, Options(lock_timeout, lock_deadline)), revision)
+    command.downgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
 
 
 def stamp(target: str | URL | sa.Engine, revision: str) -> None:
-    """Write a revision into the version table without running anything, as `alembic stamp` does.
+    """Record a revision without running anything, as `langfuse-schema stamp` does.
 
     Arguments:
-        target: the URL of the database, or an engine; one connection of it is used and closed.
-        revision: `head`, `base` or an id.
+        target: as for `upgrade`.
+        revision: `head`, `base` or a revision id.
 
     Raises:
-        SchemaError: the database cannot be reached, or not written to.
+        SchemaError: the database cannot be reached or written.
+        CommandError: there is no such revision.
     """
-    command.stamp(_config(target, Options()), revision)
+    command.stamp(config_for(target), revision)
 
 
-def config_for(target: str | URL | sa.Engine | sa.Connection) -> Config:
-    """Make the configuration for a running program's database.
+def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
+    """Check whether an upgrade to head would succeed, as `langfuse-schema preflight` does.
 
     Arguments:
         target: the URL of the database, an engine, or a connection without an open transaction.
+
+    Returns:
+        The errors and warnings, and facts about the database.
+
+    Raises:
+        SchemaError: the database cannot be reached or read.
     """
-    if isinstance(target, sa.Connection):
-        return Config(environment.config_file(), attributes={"connection": target})
-    return _config(target, Options())
-
-
-def _config(target: str | URL | sa.Engine, options: Options) -> Config:
-    if not isinstance(target, str | sa.URL | sa.Engine):
-        finding = Finding(
-            "url-missing",
-            "the database to work on",
-            repr(target) if target is None else f"a {type(target).__name__}",
-            "a URL, or an engine of SQLAlchemy (not an asynchronous one, whose URL will do)",
-            "if it came from an environment variable, set that",
-        )
-        raise SchemaError([finding])
-    if isinstance(target, sa.Engine):
-        database.parse_url(target.url, "the engine")
-    attributes = {"target": target, "options": options}
-    return Config(environment.config_file(), attributes=attributes)
+    return preflight_report(config_for(target))
 
 
 def preflight_report(config: Config) -> Report:
-    """Look at a database as an upgrade to head would, without changing anything.
-
-    Arguments:
-        config: Alembic's configuration; it says which database.
+    """Run `preflight` with a configuration of Alembic.
 
     Raises:
-        SchemaError: the database cannot be reached, or not read.
+        SchemaError: the database cannot be reached or read.
     """
     history = History.of(config)
-    with environment.connection_of(config) as connection, sessions.errors_for_users("the database"):
-        heads = version_table.heads(connection)
+    target = target_of(config)
+    with target.connect() as connection, errors_as_findings():
+        heads = VERSION_TABLE.heads(connection)
         applied = next(iter(heads), None)
-        facts = preflight.facts(connection, history.schema(history.head))
-        findings = preflight.check_heads(heads, history)
+        facts = checks.facts(connection, history.schema(history.head))
+        findings = checks.UpgradeChecks(history).heads(heads)
         if not findings:
-            upgrade = PendingUpgrade(history, applied, history.after(applied))
-            findings = preflight.check(connection, upgrade)
+            upgrade = Position(history, applied, history.after(applied))
+            findings = checks.check(connection, upgrade)
             connection.rollback()
-            if upgrade.revisions:
-                findings += pooling.find(connection)
-                timeout = environment.options_of(config).lock_timeout
+            if upgrade.pending:
+                findings += pooler_detection.detect(connection)
+                timeout = target.options.lock_timeout
                 findings += long_transactions(connection, upgrade, timeout)
         return Report(applied, tuple(findings), facts)
 
 
-def verify_report(config: Config, revision: str = "head") -> Report:
-    """Compare a database with what the revisions make, without changing anything.
+def revisions(config: Config | None = None) -> list[str]:
+    """Return the ids of the revisions, oldest first.
 
     Arguments:
-        config: Alembic's configuration; it says which database.
-        revision: where the database should be: `head`, or a revision id.
+        config: of Alembic; the packaged revisions if None.
+    """
+    return list(History.of(config or Config(config_file())).revisions)
+
+
+def config_for(target: object, options: Options | None = None) -> Config:
+    """Return the configuration of Alembic for a program's database.
 
     Raises:
-        SchemaError: the database cannot be reached or not read, or a migration is running.
-        CommandError: there is no such revision.
+        SchemaError: it is not a database, or not a PostgreSQL one.
     """
-    history = History.of(config)
-    target = history.resolve(revision)
-    if target is None:
-        raise CommandError(f"verify compares with a revision, not with {revision}")
-    with (
-        environment.connection_of(config, only_reading=True) as connection,
-        sessions.errors_for_users("the database"),
-    ):
-        return drift.report(connection, history, target, environment.options_of(config))
+    return Config(config_file(), attributes={"target": Target.of(target, options)})
+
+
+def target_of(config: Config) -> Target:
+    """Return the database of a command.
+
+    Raises:
+        SchemaError: none is configured, or an option is invalid.
+    """
+    target = config.attributes.get("target")
+    if isinstance(target, Target):
+        return target
+    arguments = x_arguments(config)
+    options = parse_options(arguments)
+    connection = config.attributes.get("connection")
+    if connection is not None:
+        return Target(connection, options)
+    in_checkout = checkout()
+    source = configured_url(arguments, _ini_url(config), checkout=in_checkout is not None)
+    if source.url is not None:
+        return Target(source.url, options, source.origin)
+    return Target(Embedded(source.origin, lambda: _embedded(in_checkout or Path.cwd())), options)
+
+
+def _ini_url(config: Config) -> str | None:
+    try:
+        return config.get_alembic_option("sqlalchemy.url")
+    except InterpolationError:
+        found = "a single % in the ini file"
+        raise SchemaError(
+            finding("url-invalid", "sqlalchemy.url", found=found, expected="%% for each %")
+        ) from None
+
+
+@contextmanager
+def _embedded(base: Path) -> Iterator[tuple[str, URL]]:
+    from langfuse_schema import embedded
+
+    with embedded.open_default(base) as server:
+        yield str(server.directory), server.url()
+
+
+def checkout() -> Path | None:
+    """Return the checkout from which the package runs; None if it was installed from a wheel."""
+    folder = config_file().parent
+    return folder if folder.name != "_scripts" else None
+
+
+def run_environment(context: EnvironmentContext) -> None:
+    """Run a command of Alembic over the revisions: the content of this package's env.py.
+
+    Arguments:
+        context: Alembic's, in env.py.
+    """
+    config = context.config
+    environment.configure_logging(config)
+
+    def configure(**options: Any) -> None:  # noqa: ANN401 - passed on to Alembic
+        context.configure(**_shared_options(context), **options)
+
+    # Snapshots are generated by revisions that have none yet.
+    checked = config.attributes.get("checked", True)
+    with _exit_with_findings(config):
+        if context.is_offline_mode():
+            options = parse_options(x_arguments(config))
+            environment.run_offline(context, configure, options, VERSION_TABLE)
+            return
+        upgrade_checks = checks.UpgradeChecks(History(context.script)) if checked else None
+        target = target_of(config)
+        environment.run_online(context, configure, target, VERSION_TABLE, upgrade_checks)
+
+
+@contextmanager
+def _exit_with_findings(config: Config) -> Iterator[None]:
+    """On the command line, print findings to stderr and exit. Alembic would use stdout."""
+    try:
+        yield
+    except SchemaError as error:
+        if config.cmd_opts is None or config.cmd_opts.raiseerr:
+            raise
+        sys.stderr.write(f"FAILED: {error}\n")
+        raise SystemExit(exit_code(error.findings)) from None
+
+
+def _shared_options(context: EnvironmentContext) -> dict[str, Any]:
+    return {
+        # A command that writes compares nothing.
+        "target_metadata": None if has_destination(context) else tables.declared_metadata(),
+        "version_table": VERSION_TABLE.name,
+        "version_table_schema": VERSION_TABLE.schema,
+        "transaction_per_migration": True,
+        "include_name": _include_name,
+        "include_object": _include_object,
+        "compare_server_default": True,
+    }
+
+
+def _include_name(name: str | None, kind: str, _parents: Mapping[str, str | None]) -> bool:
+    """Whether autogenerate reads a table of the database."""
+    if kind == "table":
+        return name in tables.APP_TABLES or name in tables.metadata.tables
+    return True
+
+
+def _include_object(
+    item: Any,  # noqa: ANN401 - any object that Alembic compares
+    _name: str | None,
+    kind: str,
+    reflected: bool,
+    compare_to: Any,  # noqa: ANN401 - the same
+) -> bool:
+    """Whether autogenerate compares an object. The app's own columns are ignored."""
+    if kind == "table":
+        return bool(item.schema != "auth")
+    of_app = item.table.name in tables.APP_TABLES
+    return not (of_app and reflected and compare_to is None)

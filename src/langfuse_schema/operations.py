@@ -1,7 +1,7 @@
-"""Helpers that revisions share. Frozen from release 0.1.0 on: append, never change.
+"""Lock tables, set their access and build indexes in revisions.
 
-A revision is history, and what it calls is part of it. Everything here also works in offline
-mode (`--sql`), where nothing can be asked of the database: conditions are put into the SQL.
+The helpers that a revision calls are frozen from release 0.1.0 on: add helpers, never change them.
+Offline mode (`--sql`) has no connection, so conditions are part of the SQL.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("langfuse_schema")
 
 COUNTED_ROWS = 1_000_000
-"""Counting more than this takes longer than whoever waits for the answer likes."""
+"""The largest estimate at which `report_rows` counts the rows. A count takes longer above it."""
 
 
 def lock_tables(modes: Mapping[str, str]) -> None:
-    """Lock tables one after the other, with all waits together within one lock_timeout.
+    """Lock tables one by one, with all waits together within one lock_timeout.
 
-    PostgreSQL bounds each wait by itself; a transaction that waits for five locks would keep
-    others queueing for five times as long. What is left of the time is all that the rest of
-    the transaction may wait. Tables that do not exist are passed over, and so are those that
-    the role may not lock by name: the statement that needs them locks them.
+    PostgreSQL applies lock_timeout to each wait separately, so five waits could block queries
+    five times as long. The rest of the transaction can wait for the rest of the time. A table is
+    skipped if it does not exist, or if the role lacks the privilege of LOCK TABLE.
     https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT
 
     Arguments:
-        modes: a mode of LOCK TABLE by `schema.table`, in the order in which to lock, the
-            most used table last.
+        modes: a mode of LOCK TABLE by `schema.table`, in the order of the locks.
+
+    Raises:
+        DBAPIError: a lock was not available in time (SQLSTATE 55P03).
     """
-    tables = ", ".join(f"'{table}'" for table in modes)
-    lock_modes = ", ".join(f"'{mode}'" for mode in modes.values())
     op.execute(
         f"""
 DO $$
 DECLARE
-  tables text[] := ARRAY[{tables}];
-  modes text[] := ARRAY[{lock_modes}];
+  tables text[] := ARRAY{list(modes)};
+  modes text[] := ARRAY{list(modes.values())};
   budget interval := current_setting('lock_timeout')::interval;
   deadline timestamptz := clock_timestamp() + budget;
 BEGIN
@@ -63,36 +62,31 @@ END $$"""
 def set_table_access(table: str, grants: Mapping[str, str]) -> None:
     """Revoke all privileges on a table and its sequences, then grant the given ones.
 
-    The result is the same under both of Supabase's sets of default privileges, and without
-    the API roles on plain PostgreSQL. A column needs no grant on the sequence of its identity.
+    Default privileges make no difference. An identity column needs no grant on its sequence.
 
     Arguments:
         table: `schema.table`, owned by the running role.
-        grants: privileges, as GRANT spells them, by role.
+        grants: privileges in the syntax of GRANT, by role; a role that does not exist is skipped.
     """
     given = "".join(
         f"\n  IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN"
         f"\n    GRANT {privileges} ON TABLE {table} TO {role};\n  END IF;"
         for role, privileges in grants.items()
     )
-    # CASCADE ends the privileges that these roles have granted to others.
+    # CASCADE also revokes the privileges that these roles have granted to other roles.
     op.execute(
         f"""
 DO $$
 DECLARE
-  grantee text;
+  grantees text := concat_ws(', ', 'PUBLIC', (SELECT string_agg(quote_ident(rolname), ', ')
+    FROM pg_roles WHERE rolname IN ('anon', 'authenticated', 'service_role')));
   owned regclass;
 BEGIN
-  FOR grantee IN SELECT 'PUBLIC' UNION ALL
-    SELECT quote_ident(rolname) FROM pg_roles
-    WHERE rolname IN ('anon', 'authenticated', 'service_role')
+  EXECUTE format('REVOKE ALL ON TABLE {table} FROM %s CASCADE', grantees);
+  FOR owned IN SELECT d.objid FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid
+    WHERE d.refobjid = '{table}'::regclass AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
   LOOP
-    EXECUTE format('REVOKE ALL ON TABLE {table} FROM %s CASCADE', grantee);
-    FOR owned IN SELECT d.objid FROM pg_depend AS d JOIN pg_class AS c ON c.oid = d.objid
-      WHERE d.refobjid = '{table}'::regclass AND d.deptype IN ('a', 'i') AND c.relkind = 'S'
-    LOOP
-      EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s CASCADE', owned, grantee);
-    END LOOP;
+    EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s CASCADE', owned, grantees);
   END LOOP;{given}
 END $$"""
     )
@@ -107,13 +101,11 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
     where: str | None = None,
     method: str = "btree",
 ) -> None:
-    """Build an index that writers of the table do not wait for, whatever was left behind.
+    """Build an index without blocking reads and writes of the table.
 
-    A valid index of that name and shape, which somebody built beforehand, is kept. An INVALID
-    one, which an interrupted build leaves, is dropped first; one that is just being built is
-    waited for. Ends the running transaction, and begins another afterwards. lock_timeout is
-    off during the build, or as long as a runner says in `online_build_wait` (milliseconds): its
-    waits for old snapshots count as lock waits, and nobody queues behind them.
+    A valid index of the same definition is kept. A running build is waited for, and an INVALID
+    leftover is built again. The build ends the running transaction. Its lock waits block no query,
+    so lock_timeout is then `online_build_wait` of the runner (milliseconds), or 0.
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
 
     Arguments:
@@ -125,91 +117,80 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
         method: the access method, such as `gin`.
 
     Raises:
-        CommandError: the name belongs to something else.
+        CommandError: another object has the name, or the index has another definition.
     """
     kind = "UNIQUE INDEX" if unique else "INDEX"
-    # As PostgreSQL prints it, so that what was built beforehand can be compared with it.
-    body = f"{name} ON public.{table} USING {method} ({', '.join(columns)})"
-    if where:
-        body += f" WHERE ({where})"
-    if op.get_context().opts.get("plain_indexes"):
-        # A file of `export` is one transaction, in which CONCURRENTLY cannot be.
-        _make_room(name, f"CREATE {kind} {body}")
+    condition = f" WHERE ({where})" if where else ""
+    body = f"{name} ON public.{table} USING {method} ({', '.join(columns)}){condition}"
+    # The same text as pg_get_indexdef, so that an existing index can be compared.
+    definition = f"CREATE {kind} {body}"
+    options = op.get_context().opts
+    if options.get("plain_indexes"):
+        # A file of `export` is one transaction, which cannot contain CONCURRENTLY.
+        _drop_invalid_index(name, definition)
         op.execute(f"CREATE {kind} IF NOT EXISTS {body}")
         return
     offline = context.is_offline_mode()
-    kept, left = (False, False) if offline else _found(name, table, f"CREATE {kind} {body}")
-    if kept:
+    found = None if offline else _find_object(name)
+    if found is not None and found.valid is False and found.table == table:
+        # A running build holds this lock. An index that is INVALID after it is a leftover.
+        op.execute(f"LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE")
+        found = _find_object(name)
+    leftover = found is not None and found.table == table and not found.valid
+    if found is not None and not leftover:
+        _check_definition(name, found.definition, definition)
         return
     with op.get_context().autocommit_block():
         _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
-        op.execute(f"SET lock_timeout = {op.get_context().opts.get('online_build_wait', 0)}")
-        with op.get_context().opts.get("online_build", nullcontext)(f"public.{table}"):
+        op.execute(f"SET lock_timeout = {options.get('online_build_wait', 0)}")
+        with options.get("online_build", nullcontext)(f"public.{table}"):
             if offline:
-                _make_room(name, f"CREATE {kind} {body}", "langfuse_schema.lock_timeout")
-                op.execute(f"CREATE {kind} CONCURRENTLY IF NOT EXISTS {body}")
-            else:
-                if left:
-                    op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
-                # We looked; what came in between is an error, not to be passed over.
-                op.execute(f"CREATE {kind} CONCURRENTLY {body}")
+                _drop_invalid_index(name, definition, "langfuse_schema.lock_timeout")
+            if leftover:
+                op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
+            # With a connection, an index that appeared after the check must raise an error.
+            op.execute(f"CREATE {kind} CONCURRENTLY {'IF NOT EXISTS ' if offline else ''}{body}")
         _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")
 
 
-def _found(name: str, table: str, definition: str) -> tuple[bool, bool]:
-    """Look for what has the name of an index: whether to keep it, and whether to drop it."""
-    found = _look_for(name)
-    if found is not None and found.valid is False and found.table == table:
-        # Whoever is just building it holds this lock; only a leftover is still INVALID then.
-        op.execute(f"LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE")
-        found = _look_for(name)
-        if found is not None and not found.valid:
-            return False, True
-    if found is None:
-        return False, False
-    if found.definition != definition:
-        raise CommandError(
-            f"public.{name}: found {found.definition or 'something that is no index'}, expected"
-            f" {definition} or nothing of that name; rename it: ALTER"
-            f" {'INDEX' if found.definition else 'TABLE'} public.{name} RENAME TO {name}_before"
-        )
-    return True, False
-
-
-def _look_for(name: str) -> Any:  # noqa: ANN401 - a row
+def _find_object(name: str) -> Any:  # noqa: ANN401 - a row
     connection = op.get_bind()
-    free = text("SELECT to_regclass(:name) IS NULL")
-    if connection.execute(free, {"name": f"public.{name}"}).scalar():
+    if connection.scalar(text("SELECT to_regclass(:name) IS NULL"), {"name": f"public.{name}"}):
         return None
-    # The printed text spells out what search_path does not reach.
+    query = text(
+        "SELECT pg_get_indexdef(i.indexrelid) AS definition, t.relname AS table,"
+        " i.indisvalid AND i.indisready AND i.indislive AS valid"
+        " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+        " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
+        " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
+        " WHERE n.nspname = 'public' AND c.relname = :name"
+    )
+    # pg_get_indexdef prints the schema of a name that is not in search_path.
     connection.execute(text("SET LOCAL search_path TO pg_catalog"))
-    found = connection.execute(
-        text(
-            "SELECT pg_get_indexdef(i.indexrelid) AS definition, t.relname AS table,"
-            " i.indisvalid AND i.indisready AND i.indislive AS valid"
-            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-            " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
-            " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
-            " WHERE n.nspname = 'public' AND c.relname = :name"
-        ),
-        {"name": name},
-    ).one_or_none()
+    found = connection.execute(query, {"name": name}).one_or_none()
     connection.execute(text("SET LOCAL search_path TO public"))
     return found
 
 
+def _check_definition(name: str, found: str | None, expected: str) -> None:
+    if found != expected:
+        raise CommandError(
+            f"could not build index public.{name}: another object has this name\n"
+            f"  found:    {found or 'an object that is not an index'}\n"
+            f"  expected: {expected}\n  fix:      rename it, then run the same command again:\n"
+            f"    ALTER {'INDEX' if found else 'TABLE'} public.{name} RENAME TO old_{name};"
+        )
+
+
 def _keep_setting(source: str, target: str) -> None:
-    """Copy a setting of the session, without a result row in a script's output."""
+    """Copy a setting of the session, without a result row in the output of a script."""
     op.execute(
         f"DO $$ BEGIN PERFORM set_config('{target}', current_setting('{source}'), false); END $$"
     )
 
 
-def _make_room(name: str, definition: str, lock_timeout: str | None = None) -> None:
-    """In a script: drop an INVALID index, and stop at a valid one of another shape.
-
-    A script cannot choose to drop CONCURRENTLY; dropping an invalid index takes a moment.
-    """
+def _drop_invalid_index(name: str, definition: str, lock_timeout: str | None = None) -> None:
+    # A script cannot drop CONCURRENTLY under a condition. This drop takes milliseconds.
     limit = f"PERFORM set_config('lock_timeout', current_setting('{lock_timeout}'), true);"
     literal = definition.replace("'", "''")
     op.execute(
@@ -229,7 +210,7 @@ END $$"""
 
 
 def has_column(table: str, column: str) -> bool:
-    """Look whether a table has a column; in offline mode, where nobody can look, say no.
+    """Return whether a table has a column; in offline mode, return False.
 
     Arguments:
         table: a table of schema public, without schema.
@@ -237,42 +218,33 @@ def has_column(table: str, column: str) -> bool:
     """
     if context.is_offline_mode():
         return False
-    found = op.get_bind().execute(
-        text(
-            "SELECT count(*) FROM pg_attribute"
-            " WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped"
-        ),
-        {"table": f"public.{table}", "column": column},
+    query = text(
+        "SELECT count(*) FROM pg_attribute"
+        " WHERE attrelid = to_regclass(:table) AND attname = :column AND NOT attisdropped"
     )
-    return bool(found.scalar())
+    return bool(op.get_bind().scalar(query, {"table": f"public.{table}", "column": column}))
 
 
 def report_rows(tables: Sequence[str]) -> None:
-    """Say how many rows each table holds that is about to be dropped; silent in offline mode.
+    """Log how many rows each table holds that is about to be dropped.
 
-    Counts before the caller takes its locks; above a million rows PostgreSQL's own estimate
-    has to do.
+    It counts up to a million rows, so call it before the locks. Above, it logs the estimate of
+    PostgreSQL. It logs each table once in a run, and nothing in offline mode.
 
     Arguments:
         tables: tables of schema public, without schema.
     """
     if context.is_offline_mode():
         return
-    # Once in a run, however often its steps are tried.
+    # Options live as long as the run, which can retry a step.
     reported = op.get_context().opts.setdefault("reported_rows", set())
+    estimate = text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)")
     for table in tables:
-        if table in reported:
-            continue
+        counted = table in reported
+        rows = None if counted else op.get_bind().scalar(estimate, {"table": f"public.{table}"})
         reported.add(table)
-        estimate = op.get_bind().execute(
-            text("SELECT reltuples FROM pg_class WHERE oid = to_regclass(:table)"),
-            {"table": f"public.{table}"},
-        )
-        rows = estimate.scalar()
-        if rows is None:
-            continue
-        if rows < COUNTED_ROWS:
-            rows = op.get_bind().execute(text(f"SELECT count(*) FROM public.{table}")).scalar()
-            log.warning("dropping public.%s with %d rows", table, rows)
-        else:
-            log.warning("dropping public.%s with about %d rows", table, rows)
+        if rows is not None:
+            about = "about " if rows >= COUNTED_ROWS else ""
+            if not about:
+                rows = op.get_bind().scalar(text(f"SELECT count(*) FROM public.{table}"))
+            log.warning("dropping public.%s with %s%d rows", table, about, rows)

@@ -1,8 +1,7 @@
-"""The tables that should exist today, declared once, as SQLAlchemy Core.
+"""Declare the Langfuse tables of today as SQLAlchemy Core tables.
 
-Names of constraints and indexes are those that PostgreSQL gives the plan's SQL. The text of
-every CHECK and default is written the way PostgreSQL prints it, so that a live database can be
-compared with this module without a parser.
+Constraints and indexes have the names that PostgreSQL gives them when it runs the plan's SQL. The
+text of each CHECK and default is the text that PostgreSQL prints.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 """The app's own tables that carry `langfuse_trace_id` (plan, マイグレーション2)."""
 
 API_ROLES = ("anon", "authenticated", "service_role")
-"""The roles of Supabase's Data API. Each can be absent elsewhere."""
+"""The roles of Supabase's Data API. Other PostgreSQL servers can lack them."""
 
 LINK_COLUMN = "langfuse_trace_id"
 """The column of the app's tables that points to a trace."""
 
 NOT_OURS = {"langfuse_schema": "external"}
-"""`Table.info` of a table that others own: it is here so that foreign keys resolve."""
+"""`Table.info` of a table that belongs to Supabase or the app. Foreign keys refer to it."""
 
 
 class _TextEnum(str, Enum):
@@ -55,7 +54,7 @@ class _TextEnum(str, Enum):
 
 
 class EntityType(_TextEnum):
-    """What kind of text of the app a trace explains."""
+    """The kind of app text that a trace belongs to."""
 
     AI_COACH_MESSAGE = "ai_coach_message"
     ENCOURAGEMENT_MESSAGE = "encouragement_message"
@@ -64,7 +63,7 @@ class EntityType(_TextEnum):
 
 
 class ScoreName(_TextEnum):
-    """Which question about a trace a score answers."""
+    """The question about a trace that a score answers."""
 
     USER_FEEDBACK = "user_feedback"
     MISSION_COMPLETED = "mission_completed"
@@ -73,7 +72,7 @@ class ScoreName(_TextEnum):
 
 
 class ScoreStatus(_TextEnum):
-    """How far a score is on its way to Langfuse."""
+    """The state of sending a score to Langfuse."""
 
     PENDING = "pending"
     SENT = "sent"
@@ -93,7 +92,7 @@ metadata = MetaData(
         "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
     }
 )
-"""Our four tables, and a stub of `auth.users` that is marked as not ours."""
+"""The four Langfuse tables, and a stub of `auth.users` for their foreign keys."""
 
 auth_users = Table("users", metadata, Column("id", Uuid, primary_key=True), schema="auth")
 auth_users.info.update(NOT_OURS)
@@ -104,13 +103,13 @@ def _random_id() -> Column[UUID]:
 
 
 def _created_at() -> Column[object]:
-    return Column(
-        "created_at", DateTime(timezone=True), nullable=False, server_default=text("now()")
-    )
+    now = text("now()")
+    return Column("created_at", DateTime(timezone=True), nullable=False, server_default=now)
 
 
-def _user_id() -> Column[UUID]:
-    return Column("user_id", Uuid, ForeignKey(auth_users.c.id, ondelete="CASCADE"), nullable=False)
+def _parent(name: str, key: Column[UUID]) -> Column[UUID]:
+    """Return a column that refers to a row, and is deleted with that row."""
+    return Column(name, Uuid, ForeignKey(key, ondelete="CASCADE"), nullable=False)
 
 
 langfuse_traces = Table(
@@ -120,7 +119,7 @@ langfuse_traces = Table(
     Column("trace_id", Uuid, nullable=False),
     Column("entity_type", Text, nullable=False),
     Column("entity_id", Uuid, nullable=False),
-    _user_id(),
+    _parent("user_id", auth_users.c.id),
     Column("input", Text, nullable=False),
     Column("output", Text, nullable=False),
     Column("metadata", JSONB),
@@ -134,22 +133,17 @@ langfuse_traces = Table(
     Index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
     Index("idx_langfuse_traces_user_id_trace_id", "user_id", "trace_id"),
 )
-"""One call of a model: what went in and what came out, for one user and one text of the app.
+"""One call of a model, with its input and output, for one user and one text of the app.
 
-The app's server writes a row with each call. The user it belongs to may read it; deleting the
-user deletes it. `trace_id` is the id under which Langfuse knows the trace.
+The app's server writes a row for each call, and its user has the privilege to read it. Deleting
+the user deletes the row. `trace_id` is the id of the trace in Langfuse.
 """
 
 langfuse_scores = Table(
     "langfuse_scores",
     metadata,
     _random_id(),
-    Column(
-        "trace_id",
-        Uuid,
-        ForeignKey(langfuse_traces.c.trace_id, ondelete="CASCADE"),
-        nullable=False,
-    ),
+    _parent("trace_id", langfuse_traces.c.trace_id),
     Column("score_name", Text, nullable=False),
     Column("value", Numeric, nullable=False),
     Column("comment", Text),
@@ -170,10 +164,10 @@ langfuse_scores = Table(
         postgresql_where=text("status = 'pending'::text"),
     ),
 )
-"""One answer, 0 or 1, to one question about a trace, queued here until Langfuse has it.
+"""One answer, 0 or 1, to one question about a trace. The rows are the queue for Langfuse.
 
-The user whose trace it is may add rows and read them; the app's server adds others. A batch job
-reads what is pending, sends it, and sets `status` and `sent_at`.
+The app's server and the user of the trace add rows, and that user can read them. A batch job
+sends pending rows and sets `status` and `sent_at`.
 """
 
 langfuse_batch_runs = Table(
@@ -190,16 +184,13 @@ langfuse_batch_runs = Table(
     Index("idx_langfuse_batch_runs_batch_name", "batch_name"),
     Index("idx_langfuse_batch_runs_created_at", "created_at"),
 )
-"""One run of a batch job: when, how many scores it made and sent, what went wrong.
-
-The job writes its row, under an id of its own choosing, and whoever operates it reads.
-"""
+"""One run of a batch job, with its times, counts of scores and errors. The job chooses the id."""
 
 rate_limit_logs = Table(
     "rate_limit_logs",
     metadata,
     _random_id(),
-    _user_id(),
+    _parent("user_id", auth_users.c.id),
     Column("endpoint", Text, nullable=False),
     Column("window_start", DateTime(timezone=True), nullable=False),
     Column("request_count", Integer, nullable=False, server_default=text("1")),
@@ -207,22 +198,21 @@ rate_limit_logs = Table(
     Index("idx_rate_limit_logs_unique", "user_id", "endpoint", "window_start", unique=True),
     Index("idx_rate_limit_logs_user_id", "user_id"),
 )
-"""How often one user called one endpoint within one window of time.
+"""The number of calls of one user to one endpoint within one window of time.
 
-The app's server counts up by `INSERT … ON CONFLICT (user_id, endpoint, window_start)`, and
-reads the count to refuse a request. Users never see it.
+The app's server counts with `INSERT … ON CONFLICT (user_id, endpoint, window_start)`, and reads
+the count to refuse a request. Users have no privilege on this table.
 """
 
 
 def langfuse_trace_id_column() -> Column[UUID | None]:
-    """Make the column that links a row of the app to its trace.
+    """Return a new column that links a row of the app to its trace.
 
-    Use it in the app's own `Table`, in the place where the column belongs; the foreign key
-    (ON DELETE SET NULL) and the index come with it, under the names that the revisions use.
-    The app's MetaData must hold `langfuse_traces`: see `copy_tables`.
+    Put it into a `Table` of the app. The foreign key (ON DELETE SET NULL) and the index are added
+    to that table under the names of the revisions. Call `copy_tables` on the app's MetaData first.
 
     Returns:
-        A new nullable UUID column `langfuse_trace_id` (plan, マイグレーション2).
+        A nullable UUID column `langfuse_trace_id` (plan, マイグレーション2).
     """
     column: Column[UUID | None] = Column(LINK_COLUMN, Uuid, nullable=True)
     event.listen(column, "after_parent_attach", _link_to_traces)
@@ -242,19 +232,18 @@ def _link_to_traces(column: Column[UUID | None], table: Table) -> None:
 
 
 def copy_tables(target: MetaData) -> dict[str, Table]:
-    """Copy our tables into the app's MetaData, so that the app's tables can refer to them.
+    """Copy the Langfuse tables into the app's MetaData, so that the app's tables can refer to them.
 
     Arguments:
-        target: the app's MetaData. A table that it already holds is kept, the app's own
-            `auth.users` among them.
+        target: the app's MetaData. Its existing tables, such as `auth.users`, are kept.
 
     Returns:
         The tables in `target`, by their key: `langfuse_traces`, …, `auth.users`.
     """
     return {
-        table.key: (
-            target.tables[table.key] if table.key in target.tables else table.to_metadata(target)
-        )
+        table.key: target.tables[table.key]
+        if table.key in target.tables
+        else table.to_metadata(target)
         for table in metadata.sorted_tables
     }
 
@@ -264,25 +253,23 @@ def include_object(
     name: str | None,
     kind: str,
     reflected: bool,  # noqa: ARG001 - the signature is Alembic's
-    compare_to: object,  # noqa: ARG001 - the same
+    compare_to: object,  # noqa: ARG001 - the signature is Alembic's
 ) -> bool:
-    """Keep the app's own Alembic away from our tables.
+    """Exclude the Langfuse tables from `alembic check` and `--autogenerate` of the app.
 
-    For `context.configure(include_object=…)` in the app's env.py: `alembic check` and
-    `--autogenerate` then neither create nor drop what our revisions look after, whether or not
-    the app's MetaData holds copies. The link columns are compared: declare them with
-    `langfuse_trace_id_column`.
+    Pass it to `context.configure(include_object=…)` in the app's env.py. Alembic still compares
+    the link columns, so declare them with `langfuse_trace_id_column`.
     https://alembic.sqlalchemy.org/en/latest/api/runtime.html
 
     Arguments:
-        item: what Alembic compares.
-        name: of it.
+        item: the object that Alembic compares.
+        name: its name.
         kind: `table`, `column`, `index`, …
         reflected: whether it comes from the database.
         compare_to: its counterpart.
 
     Returns:
-        Whether Alembic may look at it.
+        Whether Alembic compares the object.
     """
     if kind != "table" or not isinstance(item, Table):
         return True
@@ -291,11 +278,7 @@ def include_object(
 
 
 def declared_metadata() -> MetaData:
-    """Return a MetaData with the Langfuse tables and the links to them.
-
-    Returns:
-        Copies of the tables, and a stub of each table of `APP_TABLES` with the link column only.
-    """
+    """Return copies of the Langfuse tables, and stubs of `APP_TABLES` with the link column only."""
     declared = MetaData()
     copy_tables(declared)
     for name in APP_TABLES:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from langfuse_schema._checks import checklist
+from alembic.util import CommandError
+
+from langfuse_schema._checks import checklist, drift
+from langfuse_schema._history.chain import History
+from langfuse_schema._postgres.errors import errors_as_findings
+from langfuse_schema._postgres.findings import counted
+from langfuse_schema._runtime import settings
+from langfuse_schema._runtime.target import Target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import sqlalchemy as sa
     from sqlalchemy.engine import URL
 
@@ -27,15 +37,45 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
         SchemaError: the database cannot be reached or read, or a migration is running.
         CommandError: there is no such revision.
     """
-    from langfuse_schema import migrations
+    return list(report(Target.of(target), History.packaged(), revision).findings)
 
-    return list(migrations.verify_report(migrations.config_for(target), revision).findings)
+
+def report(target: Target, history: History, revision: str) -> Report:
+    """Run `verify` on a target, with the facts of its JSON form."""
+    expected = history.resolve(revision)
+    if expected is None:
+        raise CommandError(f"verify compares with a revision, not with {revision}")
+    with (
+        target.connect(only_reading=True) as connection,
+        errors_as_findings(),
+        _read_only(connection, target.options.lock_timeout),
+    ):
+        return drift.report(connection, history, expected)
+
+
+@contextmanager
+def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
+    """Run a transaction that sees one state and can change nothing, on a standby too."""
+    connection.rollback()
+    driver: Any = connection.connection.dbapi_connection
+    mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    # An engine in autocommit mode begins no transaction by itself.
+    begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
+    connection.exec_driver_sql(begin)
+    try:
+        settings.set_locally(connection, lock_timeout)
+        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
+        yield
+    finally:
+        if driver.autocommit:
+            connection.exec_driver_sql("ROLLBACK")
+        connection.rollback()
 
 
 def as_text(report: Report) -> str:
-    """Return a report as text: the checklist, then one line for each difference."""
+    """Return a report as text: the checklist, then the differences."""
     lines = [checklist.shown(check) for check in report.facts["checks"]]
-    lines += [finding.line() for finding in report.findings]
+    lines += [str(finding) for finding in report.findings]
     facts = report.facts
     revision = report.revision or ("none" if facts["revision_readable"] else "not readable")
     lines.append(
@@ -45,6 +85,4 @@ def as_text(report: Report) -> str:
     for fact in ("extra_indexes", "column_order", "other_grants"):
         if facts[fact]:
             lines.append(f"{fact.replace('_', ' ')}: {', '.join(facts[fact])}")
-    number = len(report.findings)
-    lines.append(f"{number} {'difference' if number == 1 else 'differences'}")
-    return "\n".join(lines)
+    return "\n".join([*lines, counted(len(report.findings), "difference")])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support import CORE, HARDENED, HISTORY, POLICIES, REVISIONS
+from tests.helpers.databases import CORE, HARDENED, HISTORY, POLICIES, REVISIONS
 
 TRACES, SCORES = "public.langfuse_traces", "public.langfuse_scores"
 BATCH_RUNS, RATE_LIMITS = "public.langfuse_batch_runs", "public.rate_limit_logs"
-OURS = (TRACES, SCORES, BATCH_RUNS, RATE_LIMITS)
+LANGFUSE_TABLES = (TRACES, SCORES, BATCH_RUNS, RATE_LIMITS)
 """The tables with expected permissions. Add a new table here, with its rows in `ALLOWED`."""
 
 VERSION = "langfuse_migrations.alembic_version"
@@ -57,12 +57,12 @@ ALLOWED = (
     Allowed("user", SCORES, INSERT_ALL, OWN, POLICIES, until=HARDENED),
     *(
         Allowed("service_role", table, action, ALL, CORE)
-        for table in OURS
+        for table in LANGFUSE_TABLES
         for action in READ_AND_WRITE
     ),
     *(
         Allowed("owner", table, action, ALL, CORE)
-        for table in (*OURS, VERSION)
+        for table in (*LANGFUSE_TABLES, VERSION)
         for action in ACTIONS
     ),
 )
@@ -95,7 +95,7 @@ def render() -> str:
 
 def rows_at(revision: str) -> str:
     """The rows of one table of the page."""
-    tables = [*(table for table in OURS if table in HISTORY.schema(revision)), VERSION]
+    tables = [*(table for table in LANGFUSE_TABLES if table in HISTORY.schema(revision)), VERSION]
     return "\n".join(
         f"| `{table.removeprefix('public.')}` | "
         + " | ".join(cell(role, table, revision) for role in ROLES)

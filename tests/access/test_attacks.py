@@ -9,7 +9,7 @@ import psycopg2
 import pytest
 
 from langfuse_schema import migrations
-from tests.support import AOI, BEN, POLICIES, TRACE, Database, insert_example_rows
+from tests.helpers.databases import AOI, BEN, POLICIES, TRACE, Database, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,12 +97,12 @@ REFUSED = (
 )
 
 
-def test_is_refused(attacker: Attacker) -> None:
+def test_forbidden_statement_of_user_is_refused(attacker: Attacker) -> None:
     outcomes = {statement: attacker.refusal(statement)[0] for statement in REFUSED}
     assert outcomes == dict.fromkeys(REFUSED, PRIVILEGE)
 
 
-def test_foreign_keys_and_triggers_are_the_owners(filled: Database) -> None:
+def test_api_roles_lack_references_and_trigger_privileges(filled: Database) -> None:
     allowed = filled.execute(
         """
         SELECT role, name, privilege
@@ -136,7 +136,7 @@ CLAIMS: tuple[tuple[dict[str, str], set[str] | None], ...] = (
 """Settings of a session, and whose rows they show; None if every question is an error."""
 
 
-def test_claims_show_the_rows_of_one_user_or_of_none(attacker: Attacker) -> None:
+def test_claims_give_access_to_rows_of_at_most_one_user(attacker: Attacker) -> None:
     for settings, owners in CLAIMS:
         shown(attacker, settings, owners)
 
@@ -161,7 +161,7 @@ def shown(attacker: Attacker, settings: dict[str, str], owners: set[str] | None)
             assert attacker.refusal(score(trace), settings=settings)[0] == PRIVILEGE
 
 
-def test_a_leaky_function_never_sees_the_rows_of_others(filled: Database) -> None:
+def test_leaky_function_receives_own_rows_only(filled: Database) -> None:
     """PostgreSQL asks the policy first, however cheap a user declares a function of theirs."""
     filled.execute("CREATE TABLE public.leaked (line text); GRANT ALL ON leaked TO authenticated")
     attacker = Attacker(filled)
@@ -176,27 +176,25 @@ def test_a_leaky_function_never_sees_the_rows_of_others(filled: Database) -> Non
     assert leaked == [(OWN,)]
 
 
-def test_statistics_show_no_values(filled: Database, attacker: Attacker) -> None:
+def test_pg_stats_shows_no_values_to_user(filled: Database, attacker: Attacker) -> None:
     filled.execute("ANALYZE langfuse_traces; ANALYZE langfuse_scores")
     found = "SELECT count(*) FROM pg_stats WHERE tablename LIKE 'langfuse%%'"
     assert attacker.run(found.replace("%%", "%")) == [(0,)]
 
 
-def test_returning_shows_the_new_row_alone(attacker: Attacker) -> None:
+def test_insert_returning_returns_new_row_only(attacker: Attacker) -> None:
     added = attacker.run(score(OWN) + " RETURNING trace_id::text, status, sent_at")
     assert added == [(OWN, "pending", None)]
 
 
-def test_a_trace_of_another_user_and_none_at_all_are_refused_alike(attacker: Attacker) -> None:
+def test_score_on_trace_of_other_user_fails_like_score_on_unknown_trace(attacker: Attacker) -> None:
     """The policy is asked before the foreign key, so that its error tells nothing."""
     assert attacker.refusal(score(OTHERS)) == attacker.refusal(score(UNKNOWN))
     invalid = {"given": "'user_feedback', 7"}
     assert attacker.refusal(score(OTHERS, **invalid)) == attacker.refusal(score(UNKNOWN, **invalid))
 
 
-def test_the_id_of_a_score_of_another_user_can_be_probed(
-    filled: Database, attacker: Attacker
-) -> None:
+def test_user_can_probe_id_of_score_of_other_user(filled: Database, attacker: Attacker) -> None:
     """Remains possible: who knows the random id learns that it is taken, and nothing more."""
     ((taken,),) = filled.execute(
         f"SELECT id::text FROM langfuse_scores WHERE trace_id = '{OTHERS}'"
@@ -224,7 +222,7 @@ COUNTING = " AS 'SELECT count(*) FROM public.langfuse_scores'"
         ("FUNCTION f() RETURNS bigint LANGUAGE sql" + COUNTING, 1),
     ],
 )
-def test_what_the_owner_makes_and_grants_decides_itself_who_asks(
+def test_granted_view_or_function_of_owner_shows_all_rows_unless_invoker(
     filled: Database, attacker: Attacker, made: str, seen: int
 ) -> None:
     """Remains possible: a view or function of a role that no policy applies to shows all rows."""
@@ -239,7 +237,7 @@ def test_what_the_owner_makes_and_grants_decides_itself_who_asks(
     assert attacker.run(question) == [(seen,)]
 
 
-def test_a_view_of_a_role_without_bypassrls_shows_own_rows(
+def test_view_of_role_without_bypassrls_shows_own_rows(
     filled: Database, attacker: Attacker
 ) -> None:
     """The policy is asked for the view's owner, and auth.uid() still names who asks."""
@@ -251,13 +249,13 @@ def test_a_view_of_a_role_without_bypassrls_shows_own_rows(
     assert attacker.run("SELECT count(*) FROM public.v") == [(1,)]
 
 
-def test_users_can_make_nothing_in_our_schemas(attacker: Attacker) -> None:
+def test_user_cannot_create_objects_in_any_schema(attacker: Attacker) -> None:
     for schema in ("public", "auth", "langfuse_migrations"):
         assert attacker.refusal(f"CREATE VIEW {schema}.v AS SELECT 1")[0] == PRIVILEGE
 
 
-def test_the_plans_revision_lets_users_write_the_status(database: Database) -> None:
-    """The attack that 20261123000001 ends does succeed before it: the test can fail."""
+def test_user_can_insert_status_at_last_revision_of_plan(database: Database) -> None:
+    """The attack succeeds before the access is hardened, so the test can fail."""
     migrations.upgrade(database.url, POLICIES)
     insert_example_rows(database)
     attacker = Attacker(database)

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from langfuse_schema import migrations
-from tests.support import HARDENED, POLICIES, Database
+from tests.helpers.databases import HARDENED, POLICIES, Database
 
 FILL = """
 INSERT INTO auth.users SELECT md5('user' || n)::uuid FROM generate_series(0, 199) AS n;
@@ -62,7 +62,7 @@ def analyze(database: Database) -> None:
 
 
 @pytest.mark.parametrize("revision", [HARDENED, "head"])
-def test_no_question_of_a_user_reads_every_row(filled: Database, revision: str) -> None:
+def test_query_of_user_uses_no_sequential_scan(filled: Database, revision: str) -> None:
     analyze(filled)
     assert "Seq Scan on langfuse_scores" in plan_of(filled, SCORES), "the plan's policy does"
     migrations.upgrade(filled.url, revision)
@@ -72,7 +72,7 @@ def test_no_question_of_a_user_reads_every_row(filled: Database, revision: str) 
     assert {question: plan for question, plan in plans.items() if "Seq Scan" in plan} == {}
 
 
-def test_the_latest_traces_of_a_user_need_no_sort(filled: Database) -> None:
+def test_query_for_latest_traces_needs_no_sort(filled: Database) -> None:
     migrations.upgrade(filled.url)
     analyze(filled)
     plan = plan_of(filled, TRACES + LATEST)
@@ -81,7 +81,7 @@ def test_the_latest_traces_of_a_user_need_no_sort(filled: Database) -> None:
 
 
 @pytest.mark.parametrize("order", ["created_at", "created_at, id"])
-def test_the_oldest_pending_scores_come_from_the_partial_index_alone(
+def test_query_for_oldest_pending_scores_reads_partial_index_only(
     filled: Database, order: str
 ) -> None:
     migrations.upgrade(filled.url)

@@ -9,8 +9,8 @@ import pytest
 
 from langfuse_schema import migrations
 from tests.conftest import POSTGRESQL
-from tests.npm import start_postgresql
-from tests.support import AOI, CHECKOUT, TRACE, Database, insert_example_rows
+from tests.helpers.databases import AOI, CHECKOUT, TRACE, Database, insert_example_rows
+from tests.helpers.npm import start_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,12 +55,12 @@ def login(filled: Database) -> Iterator[Database]:
         filled.execute(f'DROP ROLE IF EXISTS "{role}"', "supabase_admin")
 
 
-def test_the_owner_is_not_subject_to_any_policy(filled: Database) -> None:
+def test_owner_is_not_subject_to_any_policy(filled: Database) -> None:
     assert filled.execute(COUNTS) == ALL_ROWS
     assert len(filled.execute(SEND)) == 2
 
 
-def test_a_login_role_that_becomes_service_role_reads_and_writes_all(login: Database) -> None:
+def test_login_role_that_becomes_service_role_reads_and_writes_all_rows(login: Database) -> None:
     role = str(login.url.username)
     with login.connect(role) as connection:
         assert connection.exec_driver_sql("SELECT current_user").scalar() == "service_role"
@@ -70,7 +70,7 @@ def test_a_login_role_that_becomes_service_role_reads_and_writes_all(login: Data
         assert list(connection.exec_driver_sql(SEND)) == []
 
 
-def test_membership_without_becoming_service_role_is_subject_to_the_policies(
+def test_member_of_service_role_without_set_role_is_subject_to_policies(
     filled: Database, login: Database
 ) -> None:
     """BYPASSRLS is no privilege: PostgreSQL does not hand it to the members of a role."""
@@ -81,7 +81,7 @@ def test_membership_without_becoming_service_role_is_subject_to_the_policies(
         login.execute(COUNT_A_REQUEST, role)
 
 
-def test_jobs_side_by_side_claim_different_scores(filled: Database) -> None:
+def test_concurrent_jobs_claim_different_scores(filled: Database) -> None:
     claim = SEND.replace("LIMIT 100", "LIMIT 1")
     url = filled.as_user("authenticator").set(drivername="postgresql")
     jobs = [psycopg2.connect(url.render_as_string(hide_password=False)) for _ in range(3)]
@@ -115,7 +115,7 @@ def plain(scratch: Path) -> Iterator[Database]:
         yield database
 
 
-def test_plain_postgresql_without_the_roles_of_the_data_api(plain: Database) -> None:
+def test_upgrade_succeeds_on_plain_postgresql_without_api_roles(plain: Database) -> None:
     before = plain.catalog()
     migrations.upgrade(plain.url)
     grantees = {

@@ -22,7 +22,7 @@ from tests.access.permissions import (
     VERSION,
     expected,
 )
-from tests.support import AOI, BEN, CORE, HISTORY, MIO, REVISIONS, TRACE, Database
+from tests.helpers.databases import AOI, BEN, CORE, HISTORY, MIO, REVISIONS, TRACE, Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,7 +214,7 @@ def meaning(table: str, outcome: tuple[int | str, ...], user: str) -> str:
     return ALL if reached in (total, -1) else OWN if reached == ROWS[user] else str(reached)
 
 
-def test_every_role_may_do_what_the_table_says_and_nothing_else(
+def test_every_role_has_exactly_the_expected_permissions(
     any_world: Database, record_property: Callable[[str, object], None]
 ) -> None:
     cells = 0
@@ -233,14 +233,16 @@ def test_every_role_may_do_what_the_table_says_and_nothing_else(
                         outcome = session.attempt(table, action, user)
                         key = (who, table, action)
                         if table in APP_TABLES:
-                            wanted: Any = before.setdefault(key, outcome)
+                            expected_outcome: Any = before.setdefault(key, outcome)
                             found: Any = outcome
                         else:
-                            wanted = wanted_of(role, table, action, revision, down=down)
+                            expected_outcome = expected_at(role, table, action, revision, down=down)
                             found = meaning(table, outcome, user)
-                        if found != wanted:
+                        if found != expected_outcome:
                             direction = "down to" if down else "up to"
-                            wrong.append(f"{direction} {revision}: {key}: {found}, not {wanted}")
+                            wrong.append(
+                                f"{direction} {revision}: {key}: {found}, not {expected_outcome}"
+                            )
     record_property("cells of permissions", cells)
     assert wrong == []
     assert cells == len(applied) * len(WHO) * len(TABLES) * len(ACTIONS)
@@ -259,7 +261,7 @@ def go(database: Database, revision: str, *, down: bool) -> None:
             fill_added(database, revision)
 
 
-def wanted_of(role: str, table: str, action: str, revision: str, *, down: bool) -> str:
+def expected_at(role: str, table: str, action: str, revision: str, *, down: bool) -> str:
     """What the table says; at base nothing of ours is there but the closed version table."""
     if revision != "base" and table != VERSION and table not in HISTORY.schema(revision):
         return ABSENT

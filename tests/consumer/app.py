@@ -21,8 +21,7 @@ from langfuse_schema import (
     langfuse_traces,
     rate_limit_logs,
 )
-from langfuse_schema._postgres.findings import Finding
-from langfuse_schema.migrations import downgrade, stamp, upgrade
+from langfuse_schema.migrations import Finding, downgrade, stamp, upgrade
 from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
@@ -54,10 +53,10 @@ def migrate(url: str, engine: sa.Engine, connection: sa.Connection) -> list[str]
     stamp(engine, "head")
     create_all(connection)
     found = verify(engine)
-    found += verify(url, "20251113000005")
+    found += verify(url, "head")
     found += verify(connection, revision="head")
     assert_type(found, list[Finding])
-    return [f"{finding.code} {finding.object}: {finding.remedy}" for finding in found]
+    return [f"{finding.code} {finding.object}: {finding.fix}" for finding in found]
 
 
 def configure(connection: sa.Connection) -> None:

@@ -23,7 +23,7 @@ from langfuse_schema import (
     migrations,
     rate_limit_logs,
 )
-from tests.support import AOI, BEN, TRACE, Database, insert_example_rows
+from tests.helpers.databases import AOI, BEN, TRACE, Database, insert_example_rows
 
 HOUR = timedelta(hours=1)
 
@@ -34,7 +34,7 @@ def engine(database: Database) -> sa.Engine:
     return sa.create_engine(database.url, poolclass=sa.NullPool)
 
 
-def test_a_message_is_recorded_with_its_trace(engine: sa.Engine) -> None:
+def test_record_answer_stores_message_with_its_trace(engine: sa.Engine) -> None:
     trace_id = uuid4().hex
     message = record_trace.record_answer(
         engine, user_id=UUID(AOI), question="How are you?", answer="Well.", trace_id=trace_id
@@ -48,7 +48,7 @@ def test_a_message_is_recorded_with_its_trace(engine: sa.Engine) -> None:
     assert (found.trace_id.hex, found.entity_id) == (trace_id, message)
 
 
-def test_a_message_that_cannot_be_recorded_leaves_no_trace(engine: sa.Engine) -> None:
+def test_record_answer_rolls_back_trace_when_message_fails(engine: sa.Engine) -> None:
     arguments = {"user_id": UUID(AOI), "question": "?", "trace_id": uuid4().hex}
     with pytest.raises(IntegrityError):
         record_trace.record_answer(engine, **arguments, answer=None)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def test_a_message_that_cannot_be_recorded_leaves_no_trace(engine: sa.Engine) ->
         assert connection.scalar(sa.select(sa.func.count()).select_from(langfuse_traces)) == 0
 
 
-def test_the_rate_limit_is_right_under_eight_clients(engine: sa.Engine) -> None:
+def test_rate_limit_allows_exact_limit_with_eight_concurrent_clients(engine: sa.Engine) -> None:
     def call(_: int) -> bool:
         with engine.begin() as connection:
             return rate_limit.allow(connection, UUID(AOI), "/chat", limit=50, window=HOUR)
@@ -68,15 +68,21 @@ def test_the_rate_limit_is_right_under_eight_clients(engine: sa.Engine) -> None:
         assert connection.scalars(sa.select(rate_limit_logs.c.request_count)).all() == [50]
 
 
-def test_windows_users_and_endpoints_count_apart(engine: sa.Engine) -> None:
+def test_rate_limit_counts_windows_users_and_endpoints_separately(engine: sa.Engine) -> None:
     with engine.begin() as connection:
 
-        def ask(user: str = AOI, endpoint: str = "/chat", limit: int = 1) -> bool:
+        def allow_request(user: str = AOI, endpoint: str = "/chat", limit: int = 1) -> bool:
             return rate_limit.allow(
                 connection, UUID(user), endpoint, limit=limit, window=timedelta(days=3650)
             )
 
-        assert [ask(), ask(), ask(BEN), ask(endpoint="/other"), ask(limit=0)] == [
+        assert [
+            allow_request(),
+            allow_request(),
+            allow_request(BEN),
+            allow_request(endpoint="/other"),
+            allow_request(limit=0),
+        ] == [
             True,
             False,
             True,
@@ -88,7 +94,7 @@ def test_windows_users_and_endpoints_count_apart(engine: sa.Engine) -> None:
             .where(rate_limit_logs.c.user_id == UUID(AOI))
             .values(window_start=rate_limit_logs.c.window_start - timedelta(days=3650))
         )
-        assert ask()
+        assert allow_request()
         assert rate_limit.forget(connection, older_than=timedelta(days=3650)) >= 2
 
 
@@ -101,7 +107,7 @@ async def signed_in(connection: AsyncConnection, user: str) -> None:
     )
 
 
-def test_a_signed_in_user_through_an_async_driver(database: Database) -> None:
+def test_signed_in_user_reads_and_inserts_own_rows_through_asyncpg(database: Database) -> None:
     async def scenario() -> None:
         url = database.as_user("authenticator").set(drivername="postgresql+asyncpg")
         users = create_async_engine(url, poolclass=sa.NullPool)
@@ -128,7 +134,7 @@ def test_a_signed_in_user_through_an_async_driver(database: Database) -> None:
     asyncio.run(scenario())
 
 
-def test_create_all_through_an_async_driver(database: Database) -> None:
+def test_create_all_twice_through_asyncpg_creates_tables(database: Database) -> None:
     async def scenario() -> None:
         url = database.url.set(drivername="postgresql+asyncpg")
         async with create_async_engine(url, poolclass=sa.NullPool).begin() as connection:

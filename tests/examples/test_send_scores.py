@@ -16,17 +16,17 @@ import sqlalchemy as sa
 from langfuse.api import LangfuseAPI
 
 from langfuse_schema import ScoreName, migrations
-from tests.examples.langfuse_double import DROP, TIMEOUT, LangfuseDouble, langfuse_double
-from tests.support import CHECKOUT, TRACE, Database, environment, insert_example_rows
+from tests.examples.langfuse_stub import DROP, TIMEOUT, LangfuseStub, langfuse_stub
+from tests.helpers.databases import CHECKOUT, TRACE, Database, environment, insert_example_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @pytest.fixture
-def langfuse() -> Iterator[LangfuseDouble]:
-    with langfuse_double() as double:
-        yield double
+def langfuse() -> Iterator[LangfuseStub]:
+    with langfuse_stub() as stub:
+        yield stub
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def engine(database: Database) -> sa.Engine:
     return sa.create_engine(database.url, poolclass=sa.NullPool)
 
 
-def api(langfuse: LangfuseDouble) -> LangfuseAPI:
+def api(langfuse: LangfuseStub) -> LangfuseAPI:
     return LangfuseAPI(base_url=langfuse.url, username="public", password="secret")
 
 
@@ -72,8 +72,8 @@ def run_of(engine: sa.Engine, run_id: UUID) -> sa.Row[Any]:
         ).one()
 
 
-def test_what_is_pending_is_sent_and_the_run_is_written_down(
-    engine: sa.Engine, langfuse: LangfuseDouble
+def test_send_pending_sends_every_score_and_records_run(
+    engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
     ids = queue(engine, 5)
     run = run_of(engine, send_scores.send_pending(engine, api(langfuse), batch=2))
@@ -101,9 +101,9 @@ def test_what_is_pending_is_sent_and_the_run_is_written_down(
         (DROP, "pending", "RemoteProtocolError"),
     ],
 )
-def test_every_answer_of_the_api(
+def test_send_pending_sets_status_for_each_response_of_api(
     engine: sa.Engine,
-    langfuse: LangfuseDouble,
+    langfuse: LangfuseStub,
     answer: int | str,
     status: str,
     problem: str | None,
@@ -126,7 +126,9 @@ def test_every_answer_of_the_api(
     assert len(langfuse.identities()) == len({score["id"] for score in langfuse.kept})
 
 
-def test_a_server_that_is_down_is_given_a_rest(engine: sa.Engine, langfuse: LangfuseDouble) -> None:
+def test_send_pending_stops_after_consecutive_server_errors(
+    engine: sa.Engine, langfuse: LangfuseStub
+) -> None:
     queue(engine, 8)
     langfuse.answer = lambda _: 500
     send_scores.send_pending(engine, api(langfuse), batch=5)
@@ -134,7 +136,9 @@ def test_a_server_that_is_down_is_given_a_rest(engine: sa.Engine, langfuse: Lang
     assert set(statuses(engine).values()) == {"pending"}
 
 
-def test_metadata_of_any_shape_is_sent(engine: sa.Engine, langfuse: LangfuseDouble) -> None:
+def test_send_pending_sends_metadata_of_any_json_type(
+    engine: sa.Engine, langfuse: LangfuseStub
+) -> None:
     queue(engine, 3)
     with engine.begin() as connection:
         for position, value in enumerate(['{"a": 1}', "[1, 2]", "3"]):
@@ -153,7 +157,7 @@ def test_metadata_of_any_shape_is_sent(engine: sa.Engine, langfuse: LangfuseDoub
     ]
 
 
-def test_jobs_side_by_side_share_the_work(engine: sa.Engine, langfuse: LangfuseDouble) -> None:
+def test_concurrent_jobs_send_each_score_once(engine: sa.Engine, langfuse: LangfuseStub) -> None:
     ids = queue(engine, 60)
     with ThreadPoolExecutor(4) as jobs:
         for job in [
@@ -165,8 +169,8 @@ def test_jobs_side_by_side_share_the_work(engine: sa.Engine, langfuse: LangfuseD
     assert set(statuses(engine).values()) == {"sent!"}
 
 
-def test_a_job_passes_over_what_another_holds(
-    database: Database, engine: sa.Engine, langfuse: LangfuseDouble
+def test_job_skips_scores_that_another_job_claimed(
+    database: Database, engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
     ids = queue(engine, 5)
     impatient = sa.create_engine(
@@ -179,8 +183,8 @@ def test_a_job_passes_over_what_another_holds(
     assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in ids[2:]]
 
 
-def test_killed_and_run_again_nothing_is_lost_and_nothing_counted_twice(
-    database: Database, engine: sa.Engine, langfuse: LangfuseDouble
+def test_rerun_after_kill_loses_no_score_and_counts_none_twice(
+    database: Database, engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
     ids = {str(id_) for id_ in queue(engine, 50)}
     variables = environment(

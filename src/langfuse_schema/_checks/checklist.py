@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from langfuse_schema._postgres.findings import counted
 from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
@@ -15,216 +16,184 @@ if TYPE_CHECKING:
 
     from langfuse_schema._history.snapshots import Tables
     from langfuse_schema._postgres.compare import Difference
-    from langfuse_schema._postgres.objects import Constraint, Named, Table
+    from langfuse_schema._postgres.objects import Part, Table
+
+    Concerns = Callable[[Difference], bool]
 
 UNKNOWN = "the recorded revision is unknown"
 NO_TABLES = "none of the tables exists"
 
 
 @dataclass(frozen=True)
-class Revision:
-    """The recorded revision, and whether it and its table are correct."""
+class Checklist:
+    """The checklist of one comparison.
 
-    recorded: str | None
-    correct: bool
-
-
-def checks(
-    expected: Tables,
-    found: Tables,
-    differences: Collection[Difference] | None,
-    revision: Revision,
-) -> list[dict[str, Any]]:
-    """Return the plan's eight lines in its order, then the lines beyond it.
-
-    Arguments:
+    Attributes:
         expected: the schema at the target.
         found: the actual tables.
         differences: of the tables; None if nothing was compared.
-        revision: of the database.
-
-    Returns:
-        Of each line: `check`, its title; `ok`, None if it was not checked; `found`, the actual
-        state or the reason.
+        revision: the recorded revision.
+        revision_is_right: whether it and the version table are as expected.
     """
-    lines = _Lines(expected, found, differences)
-    complete = [name for name, table in expected.items() if not table.partial]
-    links = sorted({c.name for t in expected.values() if t.partial for c in t.columns})
-    secured = [name for name in complete if expected[name].row_security]
-    actual = [name for name in secured if name in found and found[name].row_security]
-    return [
-        *(lines.table(name) for name in complete),
-        lines.counted(
-            f"app tables have {', '.join(links) or 'no new column'}",
-            _is_link,
-            ("column", *lines.equal(lambda t: t.columns if t.partial else ())),
-        ),
-        lines.counted(
-            "RLS policies are right",
-            lambda d: d.aspect in ("policy", "row-level-security"),
-            ("policy", *lines.equal(lambda t: t.policies)),
-            ("table with row level security", len(actual), len(secured)),
-        ),
-        lines.counted(
-            "indexes exist",
-            lambda d: d.aspect == "index",
-            ("index", *lines.equal(lambda t: t.indexes)),
-        ),
-        lines.counted(
-            "foreign keys are right", _is_foreign_key, ("foreign key", *lines.equal(_foreign_keys))
-        ),
-        lines.line("grants are right", lambda d: d.aspect == "grant", lines.grants()),
-        lines.line("one owner", lambda d: d.aspect == "owner", lines.owners()),
-        lines.line("nothing attached", _is_attached, lines.attached()),
-        {
-            "check": "revision",
-            "ok": revision.correct and bool(revision.recorded),
-            "found": revision.recorded or "none, or not readable",
-        },
-    ]
 
+    expected: Tables
+    found: Tables
+    differences: Collection[Difference] | None
+    revision: str | None
+    revision_is_right: bool
 
-def shown(check: dict[str, Any]) -> str:
-    """Return a line in the form of the plan's own list."""
-    if check["ok"] is None:
-        return f"[-] {check['check']} … not checked: {check['found']}"
-    return f"[{'x' if check['ok'] else ' '}] {check['check']} … {check['found']}"
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the plan's eight lines in its order, then the lines beyond it.
 
+        Returns:
+            Of each line: `check`, its title; `ok`, None if it was not checked; `found`, the
+            actual state, or the reason.
+        """
+        complete = [table for table in self.expected.values() if not table.partial]
+        partial = [table for table in self.expected.values() if table.partial]
+        links = sorted({column.name for table in partial for column in table.columns})
+        secured = [t.qualified_name for t in complete if t.row_security]
+        actual = sum(n in self.found and self.found[n].row_security for n in secured)
+        tables = "table with row level security", "tables with row level security"
+        return [
+            *map(self._table, complete),
+            self._parts(
+                f"app tables have {', '.join(links) or 'the link column'}",
+                _is_link,
+                lambda t: t.columns * t.partial,
+            ),
+            self._parts(
+                "RLS policies are right",
+                lambda d: d.aspect in ("policy", "row-level-security"),
+                lambda t: t.policies,
+                f", {_of(actual, len(secured), *tables)}",
+                complete=actual == len(secured),
+            ),
+            self._parts("indexes exist", lambda d: d.aspect == "index", lambda t: t.indexes),
+            self._parts(
+                "foreign keys are right",
+                _is_foreign_key,
+                lambda t: [item for item in t.constraints if item.references],
+            ),
+            self._line("grants are right", lambda d: d.aspect == "grant", self._grants()),
+            self._line("one owner", lambda d: d.aspect == "owner", self._owners()),
+            self._line("nothing attached", _is_attached, self._attached()),
+            {
+                "check": "revision",
+                "ok": self.revision_is_right and bool(self.revision),
+                "found": self.revision or "none, or not readable",
+            },
+        ]
 
-class _Lines:
-    """The lines of one comparison."""
+    def _existing(self) -> list[Table]:
+        """Return the actual tables that belong to the schema."""
+        names = [name for name, table in self.expected.items() if not table.partial]
+        return [self.found[name] for name in names if name in self.found]
 
-    def __init__(
-        self, expected: Tables, found: Tables, differences: Collection[Difference] | None
-    ) -> None:
-        self._expected = expected
-        self._differences = differences
-        self._found = {
-            name: found[name]
-            for name, table in expected.items()
-            if name in found and not table.partial
+    def _line(self, title: str, concerns: Concerns, shown: str, ok: bool = True) -> dict[str, Any]:
+        """Return a line that these differences untick."""
+        if self.differences is None or not self._existing():
+            reason = UNKNOWN if self.differences is None else NO_TABLES
+            return {"check": title, "ok": None, "found": reason}
+        return {
+            "check": title,
+            "ok": ok and not any(map(concerns, self.differences)),
+            "found": shown,
         }
-        self._all = found
 
-    def line(
-        self, title: str, concerns: Callable[[Difference], bool], shown: str, complete: bool = True
-    ) -> dict[str, Any]:
-        """Return a line that these differences, or missing objects, untick."""
-        if self._differences is None:
-            return {"check": title, "ok": None, "found": UNKNOWN}
-        if not self._found:
-            return {"check": title, "ok": None, "found": NO_TABLES}
-        wrong = any(map(concerns, self._differences))
-        return {"check": title, "ok": complete and not wrong, "found": shown}
+    def _table(self, expected: Table) -> dict[str, Any]:
+        table = self.found.get(expected.qualified_name)
+        parts = "nothing"
+        if table is not None:
+            columns, constraints = len(table.columns), len(table.constraints)
+            parts = f"{counted(columns, 'column')}, {counted(constraints, 'constraint')}"
+            parts += f", {_of(len(table.indexes), len(table.indexes), 'index', 'indexes')}"
 
-    def table(self, name: str) -> dict[str, Any]:
-        """Return the line of one table."""
-        title = f"{name.partition('.')[2]} exists"
-        if self._differences is None:
-            return {"check": title, "ok": None, "found": UNKNOWN}
-        table = self._found.get(name)
-        wrong = any(_is_of_table(difference, name) for difference in self._differences)
-        return {"check": title, "ok": table is not None and not wrong, "found": _contents(table)}
+        def concerns(difference: Difference) -> bool:
+            return difference.table == expected and _is_of_table(difference)
 
-    def counted(
+        line = self._line(f"{expected.name} exists", concerns, parts, table is not None)
+        return line if line["found"] != NO_TABLES else line | {"ok": False, "found": parts}
+
+    def _parts(
         self,
         title: str,
-        concerns: Callable[[Difference], bool],
-        *parts: tuple[str, int, int],
+        concerns: Concerns,
+        parts: Callable[[Table], Iterable[Part]],
+        more: str = "",
+        *,
+        complete: bool = True,
     ) -> dict[str, Any]:
-        """Return a line with the number of correct objects, and of all of them."""
-        shown = ", ".join(_counted(*part) for part in parts)
-        return self.line(title, concerns, shown, all(correct == all_ for _, correct, all_ in parts))
-
-    def equal(self, part: Callable[[Table], Iterable[Named]]) -> tuple[int, int]:
-        """Count the parts that are as expected, and all expected parts."""
-        wanted = [(name, item) for name, table in self._expected.items() for item in part(table)]
-        correct = sum(item in _same_part(self._all.get(name), item) for name, item in wanted)
-        return correct, len(wanted)
-
-    def grants(self) -> str:
-        """Return the number of tables on which each role has a privilege."""
-        shown = []
-        for role in ("PUBLIC", *API_ROLES):
-            reached = sum(any(g.role == role for g in t.grants) for t in self._found.values())
-            shown.append(f"{role} on {reached or 'no'} {_plural('table', reached)}")
-        return ", ".join(shown)
-
-    def owners(self) -> str:
-        """Return the owners of the tables."""
-        return ", ".join(sorted({table.owner for table in self._found.values()}))
-
-    def attached(self) -> str:
-        """Return the number of triggers, rules and inheriting tables."""
-        tables = self._found.values()
-        parts = (
-            ("trigger", sum(len(table.triggers) for table in tables)),
-            ("rule", sum(len(table.rules) for table in tables)),
-            ("inheriting table", sum(len(t.parents) + len(t.children) for t in tables)),
+        """Return a line with the number of correct parts, and of all of them."""
+        wanted = [(name, part) for name, table in self.expected.items() for part in parts(table)]
+        if not wanted:
+            return {"check": title, "ok": None, "found": "the revision has none"}
+        correct = sum(n in self.found and part in self.found[n].parts() for n, part in wanted)
+        noun, nouns = (
+            _NOUNS.get(type(wanted[0][1]).__name__, ("part", "parts")) if wanted else ("", "")
         )
-        return ", ".join(f"{number or 'no'} {_plural(noun, number)}" for noun, number in parts)
+        if concerns is _is_foreign_key:
+            noun, nouns = "foreign key", "foreign keys"
+        shown = _of(correct, len(wanted), noun, nouns) + more
+        return self._line(title, concerns, shown, complete and correct == len(wanted))
+
+    def _grants(self) -> str:
+        tables = self._existing()
+        counts = {
+            role: sum(any(grant.role == role for grant in table.grants) for table in tables)
+            for role in ("PUBLIC", *API_ROLES)
+        }
+        return ", ".join(f"{role} on {_none(number, 'table')}" for role, number in counts.items())
+
+    def _owners(self) -> str:
+        return ", ".join(sorted({table.owner for table in self._existing()}))
+
+    def _attached(self) -> str:
+        tables = self._existing()
+        related = sum(len(table.parents) + len(table.children) for table in tables)
+        triggers, rules = (sum(len(getattr(t, p)) for t in tables) for p in ("triggers", "rules"))
+        parts = (triggers, "trigger"), (rules, "rule"), (related, "inheriting table")
+        return ", ".join(_none(*part) for part in parts)
 
 
-def _same_part(table: Table | None, item: Named) -> tuple[Named, ...]:
-    if table is None:
-        return ()
-    parts = (table.columns, table.constraints, table.indexes, table.policies)
-    return next((part for part in parts if part and isinstance(part[0], type(item))), ())
+def shown(line: dict[str, Any]) -> str:
+    """Return a line in the form of the plan's own list."""
+    if line["ok"] is None:
+        return f"[-] {line['check']} … not checked: {line['found']}"
+    return f"[{'x' if line['ok'] else ' '}] {line['check']} … {line['found']}"
 
 
-def _is_of_table(difference: Difference, name: str) -> bool:
-    """Whether a difference is one of the table itself, its columns or its other constraints."""
+_NOUNS = {
+    "Column": ("column", "columns"),
+    "Index": ("index", "indexes"),
+    "Policy": ("policy", "policies"),
+    "Constraint": ("foreign key", "foreign keys"),
+}
+
+
+def _of(correct: int, all_: int, noun: str, nouns: str) -> str:
+    number = str(correct) if correct == all_ else f"{correct} of {all_}"
+    return f"{number} {noun if all_ == 1 else nouns}"
+
+
+def _none(number: int, noun: str) -> str:
+    return counted(number, noun) if number else f"no {noun}s"
+
+
+def _is_of_table(difference: Difference) -> bool:
+    """Whether it is a difference of the table itself, its columns or its other constraints."""
     aspects = ("table", "kind", "persistence", "column", "constraint")
-    return (
-        difference.table.qualified_name == name
-        and difference.aspect in aspects
-        and not _is_foreign_key(difference)
-    )
+    return difference.aspect in aspects and not _is_foreign_key(difference)
 
 
 def _is_link(difference: Difference) -> bool:
-    aspects = ("table", "kind", "column", "constraint")
-    return (
-        difference.table.partial
-        and difference.aspect in aspects
-        and not _is_foreign_key(difference)
-    )
+    return difference.table.partial and _is_of_table(difference)
 
 
 def _is_foreign_key(difference: Difference) -> bool:
-    if difference.aspect != "constraint":
-        return False
     items = (difference.expected, difference.found)
-    return any("FOREIGN KEY" in getattr(item, "definition", "") for item in items)
-
-
-def _foreign_keys(table: Table) -> list[Constraint]:
-    return [constraint for constraint in table.constraints if constraint.references]
+    return any(getattr(item, "references", None) for item in items)
 
 
 def _is_attached(difference: Difference) -> bool:
     return difference.aspect in ("trigger", "rule", "parent", "child")
-
-
-def _contents(table: Table | None) -> str:
-    if table is None:
-        return "nothing"
-    parts = (
-        ("column", len(table.columns)),
-        ("constraint", len(table.constraints)),
-        ("index", len(table.indexes)),
-    )
-    return ", ".join(f"{number} {_plural(noun, number)}" for noun, number in parts)
-
-
-def _counted(noun: str, correct: int, all_: int) -> str:
-    number = str(correct) if correct == all_ else f"{correct} of {all_}"
-    return f"{number} {_plural(noun, all_)}"
-
-
-def _plural(noun: str, number: int) -> str:
-    if number == 1:
-        return noun
-    head, with_, rest = noun.partition(" with ")
-    irregular = {"index": "indexes", "policy": "policies"}
-    return irregular.get(head, f"{head}s") + with_ + rest

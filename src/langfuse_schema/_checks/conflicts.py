@@ -7,27 +7,44 @@ from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import text
 
-from langfuse_schema._checks.pending import names
+from langfuse_schema._history.chain import VERSION_TABLE
+from langfuse_schema._history.snapshots import names
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.compare import Aspect, Difference, compare_table
-from langfuse_schema._postgres.findings import Finding
+from langfuse_schema._postgres.findings import counted, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Policy
-from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema._postgres.repair_sql import repair_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Connection
 
-    from langfuse_schema._checks.pending import PendingUpgrade
-    from langfuse_schema._history.chain import History
+    from langfuse_schema._history.chain import History, Position
     from langfuse_schema._history.snapshots import Tables
+    from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._postgres.objects import Part, Table
 
-_VERSION = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
+_STAMP_AND_UPGRADE = ("langfuse-schema stamp base", "langfuse-schema upgrade head")
 
 
-def lost_tables(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
+def unknown_revisions(heads: Sequence[str], history: History) -> Iterator[Finding]:
+    """Find that the recorded revision is not a known one, or that several are recorded."""
+    if len(heads) > 1:
+        found, expected = "several: " + ", ".join(heads), "one revision"
+        advice = "Compare the tables, then record their revision:"
+        fix: tuple[str, ...] = ("langfuse-schema verify", "langfuse-schema stamp --purge REVISION")
+    elif heads and heads[0] not in history.revisions:
+        found, expected = heads[0], "one of " + ", ".join(history.revisions)
+        advice = "A newer release migrated this database. Upgrade the package:"
+        fix = ("pip install --upgrade langfuse-schema",)
+    else:
+        return
+    values = {"found": found, "expected": expected, "advice": advice, "fix": fix}
+    yield finding("revision-unknown", str(VERSION_TABLE), **values)
+
+
+def lost_tables(found: Tables, upgrade: Position) -> Iterator[Finding]:
     """Find tables and columns of the applied revision that are gone."""
     lost = []
     for name, table in upgrade.before.items():
@@ -38,41 +55,42 @@ def lost_tables(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
             lost += [f"{name}.{column}" for column in columns if not found[name].column(column)]
     complete = {name for name, table in upgrade.before.items() if not table.partial}
     if lost:
-        yield Finding(
+        all_lost = complete <= set(lost)
+        yield finding(
             "revision-without-tables",
-            _VERSION,
-            f"revision {upgrade.applied}, but not what it made: {', '.join(lost)}",
-            "what the revision made, or no revision",
-            "the tables were dropped or a restore left them out. To make them anew:\n"
-            "langfuse-schema stamp base && langfuse-schema upgrade head"
-            if complete <= set(lost)
-            else "restore what is missing from a backup, or make it anew with what this prints:\n"
-            "langfuse-schema verify",
+            str(VERSION_TABLE),
+            revision=upgrade.applied,
+            missing=", ".join(lost),
+            advice="Create the tables again:"
+            if all_lost
+            else "Restore the missing parts from a backup, or run the SQL that this prints:",
+            fix=_STAMP_AND_UPGRADE if all_lost else ("langfuse-schema verify",),
         )
 
 
 def unrecorded_tables(found: Tables, history: History) -> Iterator[Finding]:
-    """Find tables of the schema in a database without a revision."""
-    known = history.schema(history.head)
-    present = [name for name, table in known.items() if name in found and not table.partial]
+    """Find the tables of a revision in a database without a recorded one."""
     nearest = nearest_revision(found, history)
     if nearest is None:
-        yield from _unknown_tables(found, history, present)
         return
     revision, number = nearest
+    known = history.schema(history.head)
+    present = [name for name, table in known.items() if name in found and not table.partial]
     by_plan = revision in history.plan and not number
-    made = f"what {'the SQL of the plan' if by_plan else 'our revisions'} made up to {revision}"
-    adopt = f"langfuse-schema stamp {revision} && langfuse-schema upgrade head"
-    yield Finding(
+    yield finding(
         "plan-already-run" if by_plan else "revision-missing",
         ", ".join(present),
-        f"{made}{f', other than in {number} of its parts' if number else ''}, but no revision",
-        "none of it, or the revision that it amounts to",
-        f"mend what is named below, then adopt it: {adopt}" if number else f"adopt it: {adopt}",
+        revision=revision,
+        found=f"{counted(number, 'difference')} from revision {revision}",
+        advice="Repair the differences below first. Then record the revision, and upgrade:"
+        if number
+        else "Record the revision, then upgrade:",
     )
     for name, table in history.schema(revision).items():
         if name in found:
-            yield from map(messages.finding, compare_table(table, found[name]))
+            yield from map(_repairable, compare_table(table, found[name]))
+        elif not table.partial:
+            yield _repairable(Difference("table", table, None))
 
 
 def nearest_revision(found: Tables, history: History) -> tuple[str, int] | None:
@@ -80,7 +98,7 @@ def nearest_revision(found: Tables, history: History) -> tuple[str, int] | None:
 
     Returns:
         The revision, the newest of several, and the number of differences in the shapes of
-        tables; None if a table of the first revision is missing or lacks a column.
+        tables; None if most tables of the first revision are missing or lack a column.
     """
     distances = _distances(found, history)
     nearest = min(reversed(distances), key=lambda revision: distances[revision], default=None)
@@ -93,7 +111,9 @@ def _distances(found: Tables, history: History) -> dict[str, tuple[int, int]]:
     distances = {}
     for revision in history.revisions:
         tables = history.schema(revision)
-        if all(_has_columns(found.get(n), t, tables[n]) for n, t in first.items() if n in tables):
+        kept = [n for n in first if n in tables]
+        complete = sum(_has_columns(found.get(n), first[n], tables[n]) for n in kept)
+        if 2 * complete > len(kept):
             pairs = [(table, found.get(name)) for name, table in tables.items()]
             distances[revision] = (
                 sum(1 if one is None else len(list(compare_table(t, one))) for t, one in pairs),
@@ -108,7 +128,7 @@ def _has_columns(found: Table | None, *expected: Table) -> bool:
     return found is not None and common <= {column.name for column in found.columns}
 
 
-def later_revision(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
+def later_revision(found: Tables, upgrade: Position) -> Iterator[Finding]:
     """Find that the tables are at a later revision than the recorded one.
 
     A revision that is not one transaction can be complete before it is recorded.
@@ -116,37 +136,21 @@ def later_revision(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
     history, distances = upgrade.history, _distances(found, upgrade.history)
     nearest = nearest_revision(found, history)
     reached = upgrade.applied
-    if not history.is_one_transaction(upgrade.revisions[0]):
-        reached = upgrade.revisions[0]
+    if not history.is_one_transaction(upgrade.pending[0]):
+        reached = upgrade.pending[0]
     if (
         nearest
         and history.position(nearest[0]) > history.position(reached)
         and distances[nearest[0]] < distances.get(str(upgrade.applied), (1, 0))
     ):
-        yield Finding(
+        stamp = f"langfuse-schema stamp --purge {nearest[0]}"
+        yield finding(
             "revision-behind",
-            _VERSION,
-            f"revision {upgrade.applied}, while the tables are at {nearest[0]}",
-            "the revision that they amount to",
-            f"langfuse-schema stamp --purge {nearest[0]} && langfuse-schema verify",
+            str(VERSION_TABLE),
+            found=f"revision {upgrade.applied}, while the tables are at {nearest[0]}",
+            expected=nearest[0],
+            fix=(stamp, "langfuse-schema verify"),
         )
-
-
-def _unknown_tables(found: Tables, history: History, present: list[str]) -> Iterator[Finding]:
-    first = history.schema(history.revisions[0])
-    remedy = "change it to what is expected, or move it out of the way under another name"
-    for name in (name for name in present if name in first):
-        differences = list(compare_table(first[name], found[name]))
-        yield from (replace(messages.finding(one), remedy=remedy) for one in differences)
-        if not differences:
-            yield Finding(
-                "table-unexpected",
-                name,
-                "a table of that name, while others of the plan are missing or differ",
-                "none, or all four as the plan has them",
-                f"if it is a leftover, drop or rename it:\n"
-                f"ALTER TABLE {name} RENAME TO {found[name].name}_before",
-            )
 
 
 _NAMED = text(
@@ -164,10 +168,13 @@ _NAMED = text(
 )
 
 
-def names_taken(connection: Connection, upgrade: PendingUpgrade) -> Iterator[Finding]:
+def names_taken(connection: Connection, upgrade: Position, unrecorded: bool) -> Iterator[Finding]:
     """Find relations and types with the name of a new table or index.
 
-    Without a recorded revision, tables are the subject of `unrecorded_tables`.
+    Arguments:
+        connection: to the database; only read.
+        upgrade: of the database, with pending revisions.
+        unrecorded: whether `unrecorded_tables` reports the existing tables.
     """
     known = names(upgrade.before)
     needed = {name: table for name, table in names(upgrade.after).items() if name not in known}
@@ -176,7 +183,7 @@ def names_taken(connection: Connection, upgrade: PendingUpgrade) -> Iterator[Fin
     for name, kind, table in rows:
         if kind in ("type", "c"):
             what, described = "TYPE", "a type"
-        elif table is None and (upgrade.applied or name not in tables):
+        elif table is None and not (unrecorded and name in tables):
             what, described = "TABLE", f"a {messages.RELATION_KINDS.get(kind, 'relation')}"
         elif table is not None and f"public.{table}" != needed[name]:
             what, described = "INDEX", f"an index of public.{table}"
@@ -187,13 +194,13 @@ def names_taken(connection: Connection, upgrade: PendingUpgrade) -> Iterator[Fin
 
 
 def _taken(place: str, found: str, needed_for: str, command: str) -> Finding:
-    how = "drop" if command.startswith("DROP") else "rename"
-    return Finding(
-        "name-taken", place, found, f"the name free for {needed_for}", f"{how} it: {command}"
+    advice = "Drop it:" if command.startswith("DROP") else "Rename it:"
+    return finding(
+        "name-taken", place, found=found, needed=needed_for, advice=advice, fix=(command,)
     )
 
 
-def parts(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
+def parts(found: Tables, upgrade: Position) -> Iterator[Finding]:
     """Find parts of existing tables that differ from those which the upgrade builds on.
 
     A new part must not exist, unless an interrupted run can have left it. A part that the upgrade
@@ -203,39 +210,40 @@ def parts(found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
         actual = found.get(table.qualified_name)
         if actual is None or actual.kind != table.kind:
             continue
-        known, orphaned = upgrade.known(table), list(_orphaned_columns(table, found, upgrade))
-        yield from orphaned
-        resumed = any(actual.column(column.name) for column in table.columns)
-        for part in () if orphaned else table.parts():
+        known = upgrade.known(table)
+        new = [column for column in table.columns if column not in known.columns]
+        resumed = table.partial and any(actual.column(column.name) for column in new)
+        # DROP TABLE … CASCADE keeps a column that refers to the dropped table.
+        referenced = {item.references for item in table.constraints} - {None}
+        orphaned = resumed and not referenced <= found.keys()
+        for part in table.parts():
             before, existing = known.part(part), actual.part(part)
             # A foreign key comes with its column, in one transaction.
-            unlinked = table.partial and resumed and getattr(part, "references", None)
+            unlinked = resumed and not orphaned and getattr(part, "references", None)
             if part != before and (existing != before or (unlinked and existing is None)):
-                yield from _conflict(table, part, actual, upgrade)
+                yield from _conflict(table, part, actual, upgrade, orphaned=orphaned)
 
 
 def _conflict(
-    table: Table, part: Part, actual: Table, upgrade: PendingUpgrade
+    table: Table, part: Part, actual: Table, upgrade: Position, *, orphaned: bool
 ) -> Iterator[Finding]:
     before, existing = upgrade.known(table).part(part), actual.part(part)
     aspect = cast("Aspect", type(part).__name__.lower())
     if before is not None or existing is None:
-        finding = messages.finding(Difference(aspect, table, actual, before or part, existing))
-        reason = "keep yours under another name, and restore the one of the revisions:\n"
-        yield replace(finding, remedy=reason + finding.remedy)
+        differs = _repairable(Difference(aspect, table, actual, before or part, existing))
+        advice = "Keep yours under another name, and restore the one of the revisions:"
+        yield replace(differs, advice=advice)
     elif isinstance(existing, Index) and not existing.valid:
-        yield Finding(
-            "index-invalid",
-            f"public.{existing.name}",
-            f"an INVALID index of {table.qualified_name}, left by an interrupted build",
-            "a valid one, or none",
-            "nothing to do: an upgrade drops it and builds it anew",
-            severity="warning",
-        )
-    elif not (existing == part and upgrade.can_exist(table, part)):
+        place = f"{table.schema}.{existing.name}"
+        yield finding("index-invalid", place, table=table.qualified_name)
+    elif orphaned or existing != part or not upgrade.can_exist(table, part):
         place = messages.place(Difference(aspect, table, actual, part))
         definition = messages.definition(existing)
         yield _taken(place, definition, f"a new {aspect}", _removal(table, existing))
+
+
+def _repairable(difference: Difference) -> Finding:
+    return messages.finding_of(difference, repair_sql(difference))
 
 
 def _removal(table: Table, part: Part) -> str:
@@ -248,23 +256,3 @@ def _removal(table: Table, part: Part) -> str:
         Index: f"ALTER INDEX {ddl.quoted(table.schema, part.name)} RENAME TO {new_name}",
         Policy: f"DROP POLICY {name} ON {ddl.table_name(table)}",
     }[type(part)]
-
-
-def _orphaned_columns(expected: Table, found: Tables, upgrade: PendingUpgrade) -> Iterator[Finding]:
-    """Find columns in the app's tables whose referenced tables are gone."""
-    name = expected.qualified_name
-    referenced = {item.references for item in expected.constraints if item.references}
-    if not expected.partial or not referenced or not referenced.isdisjoint(found):
-        return
-    for column in expected.columns:
-        if column in found[name].columns and column not in upgrade.known(expected).columns:
-            yield Finding(
-                "column-unexpected",
-                f"{name}.{column.name}",
-                "links, but none of the tables that they lead to",
-                "no column of that name before the upgrade adds it",
-                "DROP TABLE … CASCADE leaves it behind, and what it then holds leads nowhere:\n"
-                f"ALTER TABLE {name} DROP COLUMN {column.name}\n"
-                "a column of the app's own is renamed:\n"
-                f"{_removal(expected, column)}",
-            )

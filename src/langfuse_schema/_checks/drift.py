@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import checklist, conflicts, preflight
-from langfuse_schema._checks.observation import VERSION, Observation, observe
-from langfuse_schema._postgres import messages
+from langfuse_schema._checks import conflicts
+from langfuse_schema._checks.checklist import Checklist
+from langfuse_schema._checks.observation import Observation, observe
+from langfuse_schema._history.chain import VERSION_TABLE
+from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.compare import (
     Difference,
     additional_indexes,
     compare,
     same_column_order,
 )
-from langfuse_schema._postgres.findings import Finding, Report
-from langfuse_schema._postgres.objects import Column, Constraint, Index, Table
-from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema._postgres.findings import Finding, Report, finding
+from langfuse_schema._postgres.repair_sql import repair_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,57 +27,35 @@ if TYPE_CHECKING:
 
     from langfuse_schema._history.chain import History
     from langfuse_schema._history.snapshots import Tables
-    from langfuse_schema.database import Options
+    from langfuse_schema._postgres.objects import Table
 
-_EXPECTED_VERSION_TABLE = Table(
-    VERSION_SCHEMA,
-    VERSION_TABLE,
-    columns=(Column("version_num", "character varying(32)", nullable=False),),
-    constraints=(Constraint(f"{VERSION_TABLE}_pkc", "PRIMARY KEY (version_num)"),),
-    indexes=(
-        Index(
-            f"{VERSION_TABLE}_pkc",
-            f"CREATE UNIQUE INDEX {VERSION_TABLE}_pkc ON {VERSION} USING btree (version_num)",
-        ),
-    ),
-)
+_VERSION = str(VERSION_TABLE)
 
 
-def report(connection: Connection, history: History, target: str, options: Options) -> Report:
+def report(connection: Connection, history: History, target: str) -> Report:
     """Compare a database with the snapshot of a revision.
 
     Arguments:
-        connection: to the database. An open transaction on it is rolled back.
+        connection: in a read-only transaction that sees one state.
         history: the chain.
         target: the expected revision.
-        options: of the run; reading waits for a lock for at most `lock_timeout`.
-
-    Returns:
-        The differences. Among the facts are the checklist, the compared revision, and the
-        milliseconds that reading took.
-
-    Raises:
-        DBAPIError: another session has locked one of the tables for longer than lock_timeout.
     """
     started = time.perf_counter()
     names = {name for revision in history.revisions for name in history.schema(revision)}
-    database = observe(connection, options, sorted(names))
+    database = observe(connection, sorted(names))
     elapsed = round((time.perf_counter() - started) * 1000, 1)
     return _Comparison(database, history, target).report(elapsed)
 
 
 @dataclass(frozen=True)
 class _Position:
-    """The revision to compare with, and what is wrong with the recorded one.
+    """The revision to compare with, None if it is unknown, and the finding on the recorded one.
 
-    Attributes:
-        compared: None if the recorded revision is unknown.
-        findings: at most one.
-        first: whether its remedy comes before the repairs of the tables.
+    `first` is whether the fix comes before the repairs of the tables.
     """
 
     compared: str | None
-    findings: tuple[Finding, ...] = ()
+    finding: Finding | None = None
     first: bool = True
 
 
@@ -93,34 +72,29 @@ class _Comparison:
         database = self._database
         position = self._position()
         differences = self._differences(position.compared) if position.compared else []
-        of_version_table = list(self._version_table())
-        of_schema = list(self._version_schema())
-        findings = [
-            *(position.findings if position.first else ()),
-            *self._owner_findings,
-            *of_schema,
-            *(messages.finding(d, database.roles) for d in (*of_version_table, *differences)),
-            *(() if position.first else position.findings),
-        ]
+        of_position = [position.finding] if position.finding else []
+        of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
+        findings = [*of_version, *map(self._repairable, differences)]
+        findings = [*of_position, *findings] if position.first else [*findings, *of_position]
         expected = self._expected(self._target)
         recorded = ", ".join(database.revisions) if database.revisions else None
-        wrong = [*position.findings, *self._owner_findings, *of_schema, *of_version_table]
-        lines = checklist.checks(
-            expected,
-            database.tables,
-            differences if position.compared else None,
-            checklist.Revision(recorded, correct=not wrong),
-        )
+        right = not [*of_position, *of_version]
+        compared = self._differences(self._target) if position.compared else None
+        pairs = [
+            (table, database.tables[name])
+            for name, table in expected.items()
+            if name in database.tables and not table.partial
+        ]
         facts = {
             "target": self._target,
             "compared_with": position.compared,
             "revision_readable": database.revisions is not None,
             **database.facts,
-            "extra_indexes": _additional_indexes(expected, database.tables),
-            "column_order": _reordered(expected, database.tables),
-            "other_grants": self._other_grants(),
+            "extra_indexes": [index for pair in pairs for index in additional_indexes(*pair)],
+            "column_order": [t.qualified_name for t, one in pairs if not same_column_order(t, one)],
+            "other_grants": self._other_grants([table for _, table in pairs]),
             "elapsed_milliseconds": elapsed,
-            "checks": lines,
+            "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),
         }
         return Report(recorded, tuple(findings), facts)
 
@@ -153,89 +127,78 @@ class _Comparison:
             return _Position(target, self._finding(f"langfuse-schema stamp --purge {target}"))
         if not recorded:
             return self._unrecorded(equal)
-        if len(recorded) > 1:
-            remedy = "langfuse-schema stamp --purge REVISION, once it is known what the tables hold"
-            return _Position(equal or target, self._finding(remedy))
+        for unknown in conflicts.unknown_revisions(recorded, self._history):
+            return _Position((equal or target) if len(recorded) > 1 else None, unknown)
         (only,) = recorded
-        if only not in self._history.revisions:
-            return _Position(None, (preflight.unknown_revision(only, self._history),))
         command = "upgrade" if self._is_behind(only) else "downgrade"
-        finding = self._finding(f"langfuse-schema {command} {target}")
-        return _Position(only, finding, first=False)
+        return _Position(only, self._finding(f"langfuse-schema {command} {target}"), first=False)
 
     def _unrecorded(self, equal: str | None) -> _Position:
         """The position of tables without a recorded revision."""
         target = self._target
-        nearest, number = conflicts.nearest_revision(self._database.tables, self._history) or (
-            None,
-            0,
-        )
-        adopted = equal or nearest
+        nearest = conflicts.nearest_revision(self._database.tables, self._history)
+        adopted, number = (equal, 0) if equal or not nearest else nearest
         upgrade = f"langfuse-schema upgrade {target}"
         if adopted is None:
             return _Position(target, self._finding(upgrade))
         stamp = f"langfuse-schema stamp {adopted}"
-        remedy = stamp if adopted == target else f"{stamp} && {upgrade}"
-        return _Position(adopted, self._finding(remedy), first=number == 0)
+        commands = (stamp,) if adopted == target else (stamp, upgrade)
+        return _Position(adopted, self._finding(*commands), first=number == 0)
 
     def _is_behind(self, revision: str) -> bool:
         return self._history.position(revision) < self._history.position(self._target)
 
-    def _finding(self, remedy: str) -> tuple[Finding]:
+    def _finding(self, *commands: str) -> Finding:
         recorded = self._database.revisions or ()
+        code, found = "revision-unknown", ", ".join(recorded)
         if self._database.version_table is None:
             code, found = "version-table-missing", "no such table"
         elif not recorded:
             code, found = "revision-behind", "no revision"
-        elif len(recorded) > 1:
-            code, found = "revision-unknown", "several: " + ", ".join(recorded)
         elif recorded[0] in self._history.revisions:
             code = f"revision-{'behind' if self._is_behind(recorded[0]) else 'ahead'}"
-            found = recorded[0]
-        else:
-            code, found = "revision-unknown", recorded[0]
-        return (Finding(code, VERSION, found, self._target, remedy),)
+        values = {"found": found, "expected": self._target, "advice": "Run:"}
+        return finding(code, _VERSION, **values, fix=commands)
+
+    def _repairable(self, difference: Difference) -> Finding:
+        return messages.finding_of(difference, repair_sql(difference, self._database.roles))
 
     def _version_schema(self) -> Iterator[Finding]:
         """Compare the grants and the owner of the schema of the version table."""
-        database = self._database
+        database, schema = self._database, VERSION_TABLE.schema
         for role in database.roles:
             given = sorted(g.privilege for g in database.schema_grants if g.role == role)
             if given:
-                yield Finding(
+                yield finding(
                     "grant-unexpected",
-                    VERSION_SCHEMA,
-                    f"{role}: {', '.join(given)}",
-                    f"{role}: nothing",
-                    f"REVOKE ALL ON SCHEMA {VERSION_SCHEMA} FROM {role} CASCADE;",
+                    schema,
+                    found=f"{role}: {', '.join(given)}",
+                    expected=f"{role}: nothing",
+                    fix=(f"REVOKE ALL ON SCHEMA {schema} FROM {role} CASCADE;",),
                 )
         owner = self._owner
         if database.version_table and owner and database.schema_owner != owner:
-            remedy = f'ALTER SCHEMA {VERSION_SCHEMA} OWNER TO "{owner}";'
-            yield Finding("owner-differs", VERSION_SCHEMA, database.schema_owner, owner, remedy)
+            fix = (f"ALTER SCHEMA {schema} OWNER TO {ddl.quoted(owner)};",)
+            values = {"found": database.schema_owner, "expected": owner}
+            yield finding("owner-differs", schema, **values, fix=fix)
 
-    def _version_table(self) -> Iterator[Difference]:
+    def _version_table(self) -> Iterator[Finding]:
         if self._database.version_table:
-            expected = {VERSION: _EXPECTED_VERSION_TABLE}
-            yield from compare(expected, self._database.tables, self._database.roles, None)
+            expected = {_VERSION: VERSION_TABLE.expected()}
+            found, roles = self._database.tables, self._database.roles
+            yield from map(self._repairable, compare(expected, found, roles, None))
 
-    def _other_grants(self) -> list[str]:
+    def _other_grants(self, tables: list[Table]) -> list[str]:
         """List the roles with privileges that are neither the owner nor compared."""
+        version_table = self._database.version_table
         return sorted(
             {
-                f"{name}: {grant.role}"
-                for name, table in _complete(self._expected(self._target), self._database.tables)
+                f"{table.qualified_name}: {grant.role}"
+                for table in (*tables, *([version_table] if version_table else ()))
                 for grant in table.grants
                 if grant.role not in self._database.roles and grant.role != table.owner
             }
         )
-
-
-def _complete(expected: Tables, found: Tables) -> Iterator[tuple[str, Table]]:
-    """Yield the existing tables that belong to the schema, and the version table."""
-    for name, table in found.items():
-        if name == VERSION or (name in expected and not expected[name].partial):
-            yield name, table
 
 
 def _expected_owner(database: Observation, expected: Tables) -> tuple[str | None, list[Finding]]:
@@ -256,23 +219,5 @@ def _expected_owner(database: Observation, expected: Tables) -> tuple[str | None
         (other,) = owners
     else:
         return owner, []
-    difference = Difference("owner", _EXPECTED_VERSION_TABLE, version_table, other, owner)
-    return other, [messages.finding(difference)]
-
-
-def _additional_indexes(expected: Tables, found: Tables) -> list[str]:
-    return [
-        index
-        for name, table in expected.items()
-        if name in found and not table.partial
-        for index in additional_indexes(table, found[name])
-    ]
-
-
-def _reordered(expected: Tables, found: Tables) -> list[str]:
-    """List the tables whose columns are in another order. Nothing depends on it."""
-    return [
-        name
-        for name, table in expected.items()
-        if name in found and not table.partial and not same_column_order(table, found[name])
-    ]
+    difference = Difference("owner", VERSION_TABLE.expected(), version_table, other, owner)
+    return other, [messages.finding_of(difference, repair_sql(difference))]

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema import sessions
+from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.objects import Grant
 from langfuse_schema.tables import API_ROLES
-from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE, heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from sqlalchemy import Connection
 
     from langfuse_schema._history.snapshots import Tables
     from langfuse_schema._postgres.objects import Table
-    from langfuse_schema.database import Options
-
-VERSION = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Observation:
     @property
     def version_table(self) -> Table | None:
         """The version table, if it exists."""
-        return self.tables.get(VERSION)
+        return self.tables.get(str(VERSION_TABLE))
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -55,38 +50,29 @@ class Observation:
         return ("PUBLIC", *self.facts["api_roles"])
 
 
-def observe(connection: Connection, options: Options, names: Iterable[str]) -> Observation:
-    """Read the tables of these names and the version table. Nothing is changed.
+def observe(connection: Connection, names: Iterable[str]) -> Observation:
+    """Read the tables of these names and the version table.
 
     Arguments:
-        connection: to the database. An open transaction on it is rolled back.
-        options: of the run; reading waits for a lock for at most `lock_timeout`.
+        connection: in a read-only transaction that sees one state.
         names: `schema.table`.
 
     Raises:
         DBAPIError: another session has locked one of the tables for longer than lock_timeout.
     """
-    with _read_only(connection, options):
-        return _read(connection, names)
-
-
-@contextmanager
-def _read_only(connection: Connection, options: Options) -> Iterator[None]:
-    """Run a transaction that sees one state and can change nothing, on a standby too."""
-    connection.rollback()
-    driver: Any = connection.connection.dbapi_connection
-    mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
-    # An engine in autocommit mode begins no transaction by itself.
-    begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
-    connection.exec_driver_sql(begin)
-    try:
-        sessions.begin_reading(connection, options)
-        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
-        yield
-    finally:
-        if driver.autocommit:
-            connection.exec_driver_sql("ROLLBACK")
-        connection.rollback()
+    parameters = {
+        "schema": VERSION_TABLE.schema,
+        "table": VERSION_TABLE.name,
+        "roles": list(API_ROLES),
+    }
+    server = dict(connection.execute(_SERVER, parameters).one()._asdict())
+    readable, owner = server.pop("readable"), server.pop("owner")
+    grants = connection.execute(_SCHEMA_GRANTS, {"schema": VERSION_TABLE.schema})
+    schema_grants = frozenset(Grant(*values) for values in grants)
+    found = catalog.read(connection, [*names, str(VERSION_TABLE)])
+    heads = VERSION_TABLE.heads(connection) if readable else ()
+    revisions = None if readable is False else heads
+    return Observation(found, revisions, schema_grants, owner or "", server)
 
 
 # No cast to regclass: it fails for a role without USAGE on the schema.
@@ -109,14 +95,3 @@ _SCHEMA_GRANTS = text(
     FROM pg_namespace AS n, aclexplode(n.nspacl) AS e WHERE n.nspname = :schema
     """
 )
-
-
-def _read(connection: Connection, names: Iterable[str]) -> Observation:
-    parameters = {"schema": VERSION_SCHEMA, "table": VERSION_TABLE, "roles": list(API_ROLES)}
-    server = dict(connection.execute(_SERVER, parameters).one()._asdict())
-    readable, owner = server.pop("readable"), server.pop("owner")
-    grants = connection.execute(_SCHEMA_GRANTS, {"schema": VERSION_SCHEMA})
-    schema_grants = frozenset(Grant(*values) for values in grants)
-    found = catalog.read(connection, [*names, VERSION]).tables
-    revisions = None if readable is False else heads(connection) if readable else ()
-    return Observation(found, revisions, schema_grants, owner or "", server)

@@ -1,24 +1,26 @@
-"""Requirements of an upgrade on the server, the role, and the tables of the app."""
+"""Requirements of an upgrade: the server, the role, the app's tables, open transactions."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema._checks.pending import names
-from langfuse_schema._postgres import messages
-from langfuse_schema._postgres.findings import Finding
-from langfuse_schema.version_table import VERSION_SCHEMA, VERSION_TABLE
+from langfuse_schema._history.chain import VERSION_TABLE
+from langfuse_schema._history.snapshots import names
+from langfuse_schema._postgres import ddl, messages, sessions
+from langfuse_schema._postgres.findings import finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
-    from langfuse_schema._checks.pending import PendingUpgrade
+    from langfuse_schema._history.chain import Position
     from langfuse_schema._history.snapshots import Tables
+    from langfuse_schema._postgres.findings import Finding
 
 OLDEST_SERVER = 14
 
@@ -84,18 +86,13 @@ _STATE = text(
 
 
 def server_state(connection: Connection, tables: Tables) -> ServerState:
-    """Read the state of the server.
-
-    Arguments:
-        connection: to the database; only read.
-        tables: the schema whose names count as traces.
-    """
+    """Read the state of the server. The names in `tables` count as traces."""
     partial = [table for table in tables.values() if table.partial]
     parts = [f"{table.name}.{column.name}" for table in partial for column in table.columns]
     parts += [f"{table.name}.{item.name}" for table in partial for item in table.constraints]
     parameters = {
-        "schema": VERSION_SCHEMA,
-        "table": VERSION_TABLE,
+        "schema": VERSION_TABLE.schema,
+        "table": VERSION_TABLE.name,
         "names": list(names(tables)),
         "parts": parts,
     }
@@ -105,22 +102,11 @@ def server_state(connection: Connection, tables: Tables) -> ServerState:
 def server(state: ServerState) -> Iterator[Finding]:
     """Check the version of the server, and that the session can write."""
     if state.version < OLDEST_SERVER:
-        yield Finding(
-            "server-too-old",
-            "server_version",
-            f"PostgreSQL {state.version}",
-            f"PostgreSQL {OLDEST_SERVER} or newer",
-            "upgrade the server first",
-        )
+        versions = {"version": state.version, "oldest": OLDEST_SERVER}
+        yield finding("server-too-old", "server_version", **versions)
     if state.read_only:
-        where = "a standby server" if state.recovering else "a session that may only read"
-        yield Finding(
-            "session-read-only",
-            "transaction_read_only",
-            where,
-            "a session that may write",
-            "connect to the primary server, as a role without default_transaction_read_only = on",
-        )
+        found = "a standby server" if state.recovering else "a read-only session"
+        yield finding("session-read-only", "transaction_read_only", found=found)
 
 
 def version_table(state: ServerState) -> Iterator[Finding]:
@@ -128,24 +114,18 @@ def version_table(state: ServerState) -> Iterator[Finding]:
     if not state.has_version_schema and not state.may_create_schema:
         yield _privilege(state, "CREATE", "DATABASE", state.database)
     elif state.may_write_version_table is None and state.may_create_version_table is False:
-        yield _privilege(state, "USAGE, CREATE", "SCHEMA", VERSION_SCHEMA)
+        yield _privilege(state, "USAGE, CREATE", "SCHEMA", VERSION_TABLE.schema)
     elif state.may_write_version_table is False:
-        table = f"{VERSION_SCHEMA}.{VERSION_TABLE}"
-        yield _privilege(state, "SELECT, INSERT, UPDATE, DELETE", "TABLE", table)
+        privileges = "SELECT, INSERT, UPDATE, DELETE"
+        yield _privilege(state, privileges, "TABLE", str(VERSION_TABLE))
 
 
-def schema_public(state: ServerState, upgrade: PendingUpgrade) -> Iterator[Finding]:
+def schema_public(state: ServerState, upgrade: Position) -> Iterator[Finding]:
     """Check that the role can create tables and indexes in public."""
     if not names(upgrade.after).keys() - names(upgrade.before).keys():
         return
     if state.may_create_in_public is None:
-        yield Finding(
-            "schema-missing",
-            "public",
-            "no such schema",
-            "the schema public",
-            "CREATE SCHEMA public",
-        )
+        yield finding("schema-missing", "public")
     elif not state.may_create_in_public:
         yield _privilege(state, "CREATE", "SCHEMA", "public")
 
@@ -168,16 +148,15 @@ _USERS = text(
 def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]:
     """Check that new foreign keys can refer to `auth.users`."""
     users = connection.execute(_USERS).one_or_none()
-    expected = "a table of users with the key id uuid, as Supabase has it"
-    remedy = "connect to the Supabase database of the app, or make that table first"
+    expected = "a table of users with the key id uuid, as on Supabase"
     if users is None:
-        yield Finding("users-table-missing", USERS, "no such table", expected, remedy)
+        yield finding("users-table-missing", USERS, expected=expected)
     elif users.kind not in ("r", "p"):
         kind = messages.RELATION_KINDS.get(users.kind, users.kind)
-        yield Finding("users-table-differs", USERS, f"a {kind}", expected, remedy)
+        yield finding("users-table-differs", USERS, found=f"a {kind}", expected=expected)
     elif users.type != "uuid" or not users.is_key:
-        described = f"id {users.type or 'missing'}, {'a' if users.is_key else 'not a'} key"
-        yield Finding("users-table-differs", f"{USERS}.id", described, expected, remedy)
+        found = f"id {users.type or 'missing'}, {'a' if users.is_key else 'not a'} key"
+        yield finding("users-table-differs", f"{USERS}.id", found=found, expected=expected)
     else:
         if not users.may_enter:
             yield _privilege(state, "USAGE", "SCHEMA", "auth")
@@ -188,26 +167,13 @@ def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]
 def user_id_function(state: ServerState) -> Iterator[Finding]:
     """Check that `auth.uid()` exists, which new policies call."""
     if not state.has_uid:
-        yield Finding(
-            "uid-function-missing",
-            USER_ID_FUNCTION,
-            "no such function",
-            "a function without arguments that returns the uuid of the signed-in user",
-            "connect to the Supabase database of the app, or make that function first",
-        )
+        yield finding("uid-function-missing", USER_ID_FUNCTION)
 
 
 def changed_tables(
-    connection: Connection, found: Tables, upgrade: PendingUpgrade, state: ServerState
+    connection: Connection, found: Tables, upgrade: Position, state: ServerState
 ) -> Iterator[Finding]:
-    """Check that existing tables which the upgrade changes are tables that the role can alter.
-
-    Arguments:
-        connection: to the database; only read.
-        found: the actual tables.
-        upgrade: the pending upgrade.
-        state: of the server.
-    """
+    """Check that existing tables which the upgrade changes are tables that the role can alter."""
     changed = [table.qualified_name for table in upgrade.changed]
     owners = {found[name].owner for name in changed if name in found}
     inherited = _inherited(connection, owners) if owners else set()
@@ -215,25 +181,11 @@ def changed_tables(
         name = table.qualified_name
         actual = found.get(name)
         if table.partial and (actual is None or actual.kind != "r"):
-            yield _app_table(name, messages.RELATION_KINDS[actual.kind] if actual else None)
+            kind = messages.RELATION_KINDS[actual.kind] if actual else None
+            yield finding("app-table-differs" if kind else "app-table-missing", name, kind=kind)
         elif actual is not None and actual.owner not in inherited:
-            yield Finding(
-                "app-table-not-owned" if table.partial else "table-not-owned",
-                name,
-                f"owned by {actual.owner}",
-                f"owned by {state.role}, which is connected, or by a role that it is a member of",
-                f'connect as {actual.owner}, or: GRANT "{actual.owner}" TO "{state.role}"',
-            )
-
-
-def _app_table(name: str, kind: str | None) -> Finding:
-    return Finding(
-        "app-table-differs" if kind else "app-table-missing",
-        name,
-        f"a {kind}" if kind else "no such table",
-        "a table of the app, to which the upgrade adds a column",
-        "connect to the app's database, or run the app's own migrations first",
-    )
+            code = "app-table-not-owned" if table.partial else "table-not-owned"
+            yield finding(code, name, owner=actual.owner, role=state.role)
 
 
 def _inherited(connection: Connection, owners: set[str]) -> set[str]:
@@ -243,11 +195,59 @@ def _inherited(connection: Connection, owners: set[str]) -> set[str]:
 
 
 def _privilege(state: ServerState, privilege: str, kind: str, name: str) -> Finding:
-    granted = f'"{name}"' if kind == "DATABASE" else name
-    return Finding(
+    granted = ddl.quoted(name) if kind == "DATABASE" else name
+    return finding(
         "privilege-missing",
         name,
-        f"{state.role} may not {privilege}",
-        f"{privilege} on {kind.lower()} {name}",
-        f'as its owner: GRANT {privilege} ON {kind} {granted} TO "{state.role}"',
+        role=state.role,
+        privilege=privilege,
+        kind=kind.lower(),
+        grant=f"GRANT {privilege} ON {kind} {granted} TO {ddl.quoted(state.role)}",
     )
+
+
+_HOLDERS = text(
+    f"""
+    SELECT n.nspname || '.' || c.relname AS table_name, l.virtualtransaction,
+           coalesce(l.pid, 0), {sessions.COLUMNS}
+    FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND (n.nspname || '.' || c.relname = ANY (:altered)
+      -- A foreign key does not wait for readers of the table that it refers to.
+      OR n.nspname || '.' || c.relname = ANY (:referenced)
+      AND l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
+    ORDER BY 1, 3
+    """
+)
+
+
+def long_transactions(
+    connection: Connection, upgrade: Position, lock_timeout: float
+) -> Iterator[Finding]:
+    """Find transactions that have used an affected table for longer than `lock_timeout`.
+
+    A role cannot see when the transactions of other roles began. It can see who holds a lock,
+    so the same transaction, seen twice, is old enough.
+    """
+    tables = {
+        "altered": [table.qualified_name for table in upgrade.changed],
+        "referenced": sorted(upgrade.referenced()),
+    }
+    seen = _holders(connection, tables) if upgrade.pending else {}
+    if not seen:
+        return
+    time.sleep(lock_timeout)
+    still = {key: row for key, row in _holders(connection, tables).items() if key in seen}
+    for name in dict.fromkeys(name for name, *_ in still):
+        cause = [sessions.described(row) for (table, *_), row in still.items() if table == name]
+        yield finding("table-in-use", name, seconds=f"{lock_timeout:g}", cause="\n".join(cause))
+
+
+def _holders(
+    connection: Connection, tables: dict[str, list[str]]
+) -> dict[tuple[str, str, int], tuple[Any, ...]]:
+    rows = connection.execute(_HOLDERS, tables).all()
+    return {(row[0], row[1], row[2]): tuple(row[2:]) for row in rows}

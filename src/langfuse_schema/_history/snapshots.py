@@ -1,14 +1,14 @@
 """The stored schema after a revision: JSON with one object on each line.
 
-A snapshot holds the tables that the revisions created, complete, and of the app's tables the
-parts that the revisions added. Owners, and the privileges of owners, are left out.
+A snapshot holds the complete tables that the revisions created. Of the app's tables, it holds the
+parts that the revisions added. Owners and their privileges are left out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from langfuse_schema._postgres.objects import Column, Constraint, Grant, Index, Policy, Table
@@ -19,118 +19,100 @@ if TYPE_CHECKING:
 Tables = Mapping[str, Table]
 """Tables by `schema.table`, each after the tables that it refers to."""
 
-_PARTS: dict[str, Callable[..., Any]] = {
-    "columns": Column,
-    "constraints": Constraint,
-    "indexes": Index,
-    "policies": Policy,
-    "grants": Grant,
+_PARTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "column": ("columns", Column),
+    "constraint": ("constraints", Constraint),
+    "index": ("indexes", Index),
+    "policy": ("policies", Policy),
+    "grant": ("grants", Grant),
 }
-_KINDS = {part: item.__name__.lower() for part, item in _PARTS.items()}
-_PARTS_BY_KIND = {kind: part for part, kind in _KINDS.items()}
+"""The attribute of a table, and the type of its items, by the kind of object."""
 
 
 def parse(text: str) -> Tables:
-    """Read a snapshot.
-
-    Arguments:
-        text: the content of a file, from `render`.
-    """
+    """Read the text of a snapshot."""
     tables: dict[str, dict[str, Any]] = {}
     for line in json.loads(text)["objects"]:
         name, kind = line.pop("table"), line.pop("kind")
         if kind == "table":
             schema, _, relation = name.partition(".")
             tables[name] = {"schema": schema, "name": relation, **line}
-            tables[name] |= {part: [] for part in _PARTS}
         else:
             if "roles" in line:
                 line["roles"] = tuple(line["roles"])
-            part = _PARTS_BY_KIND[kind]
-            tables[name][part].append(_PARTS[part](**line))
-    return {name: _table(values) for name, values in tables.items()}
+            part, build = _PARTS[kind]
+            tables[name][part] = (*tables[name].get(part, ()), build(**line))
+    return {name: _table(**values) for name, values in tables.items()}
 
 
-def _table(values: dict[str, Any]) -> Table:
-    grants = frozenset(values.pop("grants"))
-    parts: dict[str, Any] = {p: tuple(values.pop(p)) for p in _PARTS if p != "grants"}
-    return Table(**values, **parts, grants=grants)
+def _table(grants: Iterable[Grant] = (), **values: Any) -> Table:  # noqa: ANN401 - any field
+    return Table(**values, grants=frozenset(grants))
 
 
 def render(revision: str, tables: Tables) -> str:
-    """Write a snapshot.
-
-    Arguments:
-        revision: the id of the revision.
-        tables: from `added`.
-
-    Returns:
-        The content of the file. The same tables give the same text.
-    """
+    """Return the text of a snapshot, of tables from `added`."""
     lines: list[dict[str, Any]] = []
     for name, table in tables.items():
         of_table = {flag: True for flag in ("partial", "row_security") if getattr(table, flag)}
         lines.append({"kind": "table", "table": name, **of_table})
-        for part in _PARTS:
+        for kind, (part, _) in _PARTS.items():
             items: Iterable[Any] = getattr(table, part)
-            if part == "grants":
+            if kind == "grant":
                 items = sorted(items, key=str)
-            lines += [{"kind": _KINDS[part], "table": name, **_compact(item)} for item in items]
+            lines += [{"kind": kind, "table": name, **_compact(item)} for item in items]
     objects = ",\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     return f'{{"revision": "{revision}", "objects": [\n{objects}\n]}}\n'
 
 
 def _compact(item: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of `objects`
     defaults = {field.name: field.default for field in fields(item)}
-    return {name: value for name, value in asdict(item).items() if value != defaults[name]}
+    return {name: value for name, value in vars(item).items() if value != defaults[name]}
 
 
 def added(before: Tables, after: Tables) -> Tables:
-    """Return the schema that revisions added to a database.
+    """Return the new tables of a database, then the new parts of existing tables.
 
     Arguments:
         before: the tables before the first revision.
         after: the tables now, in the order of their creation.
-
-    Returns:
-        New tables, complete; then of the existing ones the new parts.
     """
-    new = [_without_owner(table) for name, table in after.items() if name not in before]
-    new = [table for table in new if table.kind != "S"]
-    extended = [_new_parts(before[name], table) for name, table in after.items() if name in before]
-    ordered = [*_referenced_first(new), *(table for table in extended if table is not None)]
-    return {table.qualified_name: table for table in ordered}
+    new, extended = [], []
+    for name, table in after.items():
+        grants = frozenset(grant for grant in table.grants if grant.role != table.owner)
+        visible = replace(table, owner="", grants=grants)
+        if name in before:
+            extended += _new_parts(before[name], visible)
+        elif table.kind != "S":
+            new.append(visible)
+    return {table.qualified_name: table for table in (*_referenced_first(new), *extended)}
 
 
-def _without_owner(table: Table) -> Table:
-    grants = frozenset(grant for grant in table.grants if grant.role != table.owner)
-    return replace(table, owner="", grants=grants)
-
-
-def _new_parts(before: Table, after: Table) -> Table | None:
+def _new_parts(before: Table, after: Table) -> list[Table]:
+    """Return a partial table with the new parts, or no table if no part is new."""
     parts: dict[str, Any] = {
         part: tuple(item for item in getattr(after, part) if item not in getattr(before, part))
-        for part in _PARTS
+        for part, _ in _PARTS.values()
     }
-    if not any(parts.values()):
-        return None
-    grants = frozenset(grant for grant in parts.pop("grants") if grant.role != after.owner)
-    return Table(after.schema, after.name, partial=True, **parts, grants=grants)
+    table = _table(schema=after.schema, name=after.name, partial=True, **parts)
+    return [table] if any(parts.values()) else []
 
 
 def _referenced_first(tables: list[Table]) -> list[Table]:
     """Sort tables so that each follows the tables that its foreign keys refer to."""
-    ordered: list[Table] = []
-    waiting = list(tables)
+    ordered = []
+    waiting = {table.qualified_name: table for table in tables}
     while waiting:
-        names = {table.qualified_name for table in waiting}
-        free = (
-            table
-            for table in waiting
-            if names.isdisjoint({item.references for item in table.constraints}
-                                - {table.qualified_name})
-        )  # fmt: skip
-        chosen = next(free, waiting[0])
-        waiting.remove(chosen)
-        ordered.append(chosen)
+        references = {
+            name: {item.references for item in table.constraints} & waiting.keys() - {name}
+            for name, table in waiting.items()
+        }
+        # Of tables that refer to each other, take the oldest.
+        chosen = min(references, key=lambda name: bool(references[name]))
+        ordered.append(waiting.pop(chosen))
     return ordered
+
+
+def names(tables: Tables) -> dict[str, str]:
+    """Return the tables, as `schema.table`, by their own names and the names of their indexes."""
+    indexes = {index.name: name for name, table in tables.items() for index in table.indexes}
+    return indexes | {table.name: name for name, table in tables.items() if not table.partial}

@@ -1,1 +1,1 @@
-"""Generic: read, compare and describe a PostgreSQL catalog. Knows nothing of Langfuse."""
+"""Generic: read, compare and describe a PostgreSQL catalog. Contains no name of Langfuse."""

@@ -1,40 +1,30 @@
 """Read pg_catalog into plain values.
 
-Definitions are PostgreSQL's own printed text (pg_get_constraintdef, pg_get_indexdef,
+Definitions are the text that PostgreSQL prints (pg_get_constraintdef, pg_get_indexdef,
 pg_get_expr). search_path is pinned to pg_catalog, so that every other name is qualified.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema._postgres.objects import (
-    Catalog,
-    Column,
-    Constraint,
-    Grant,
-    Index,
-    Policy,
-    Rule,
-    Table,
-    Trigger,
-)
+from langfuse_schema._postgres import objects
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection
 
     from sqlalchemy import Connection
 
 
 _TABLES = text(
     """
-    SELECT c.oid, n.nspname, c.relname, c.relkind::text, c.relpersistence::text,
-           pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity, c.relforcerowsecurity,
-           c.relispartition
+    SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+           pg_get_userbyid(c.relowner) AS owner, c.relpersistence::text AS persistence,
+           c.relrowsecurity AS row_security, c.relforcerowsecurity AS force_row_security,
+           c.relispartition AS is_partition
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
     AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
@@ -49,7 +39,7 @@ _RELATIVES = """
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE i.{table} = ANY (CAST(:tables AS oid[])) ORDER BY i.{table}, {order}"""
 
-# What hangs on tables, by the kind of thing; the first column is the table.
+# One query for each kind of part. Its first column is the oid of the table.
 _PARTS = {
     "columns": """
         SELECT a.attrelid, a.attname, format_type(a.atttypid, a.atttypmod) || coalesce(
@@ -64,7 +54,7 @@ _PARTS = {
         LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
         WHERE a.attrelid = ANY (CAST(:tables AS oid[])) AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum""",
-    # PostgreSQL 18 lists NOT NULL among the constraints; the columns say it already.
+    # PostgreSQL 18 lists NOT NULL among the constraints too. Here it belongs to the columns.
     "constraints": """
         SELECT k.conrelid, k.conname,
                regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', ''),
@@ -108,7 +98,7 @@ _PARTS = {
             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
             AND d.refobjid = c.oid AND d.deptype IN ('a', 'i')) AS e
         WHERE c.oid = ANY (CAST(:tables AS oid[]))""",
-    # Whether a trigger or a rule is disabled does not show in its definition.
+    # The definition of a trigger or a rule does not contain its state.
     "triggers": """
         SELECT t.tgrelid, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
         FROM pg_trigger AS t WHERE t.tgrelid = ANY (CAST(:tables AS oid[])) AND NOT t.tgisinternal
@@ -120,63 +110,21 @@ _PARTS = {
     "parents": _RELATIVES.format(table="inhrelid", relative="inhparent", order="i.inhseqno"),
     "children": _RELATIVES.format(table="inhparent", relative="inhrelid", order="2"),
 }
-_DEFINED = ("constraints", "indexes", "triggers", "rules")
-"""The parts whose second column is a definition, which is never empty."""
-
 _PART_QUERIES = {part: text(query) for part, query in _PARTS.items()}
+_TYPES: dict[str, Callable[..., Any]] = {
+    "columns": objects.Column,
+    "constraints": objects.Constraint,
+    "indexes": objects.Index,
+    "policies": objects.Policy,
+    "grants": objects.Grant,
+    "triggers": objects.TriggerOrRule,
+    "rules": objects.TriggerOrRule,
+    "parents": str,
+    "children": str,
+}
 
 SHAPE = ("columns", "constraints", "indexes", "policies", "grants")
 """The parts of a table that revisions create."""
-
-_SCHEMAS = """
-    SELECT n.nspname, pg_get_userbyid(n.nspowner) || ': ' || coalesce(
-        (SELECT string_agg(e.grantee::regrole::text || ' ' || e.privilege_type, ', '
-                           ORDER BY e.grantee::regrole::text, e.privilege_type)
-         FROM aclexplode(n.nspacl) AS e), '')
-    FROM pg_namespace AS n
-    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
-"""
-
-_FUNCTIONS = """
-    SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner) || ': '
-           || coalesce(p.proacl::text, '') || ' ' || pg_get_functiondef(p.oid)
-    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND p.prokind <> 'a'
-    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')
-"""
-
-
-def read(
-    connection: Connection,
-    names: Collection[str] | None = None,
-    parts: Collection[str] = tuple(_PARTS),
-) -> Catalog:
-    """Read the catalog of the connection's database.
-
-    Takes ACCESS SHARE on the tables it reads for as long as the caller's transaction lasts, so
-    it waits behind a migration as long as the caller's lock_timeout lets it. Needs no privilege
-    beyond CONNECT.
-
-    Arguments:
-        connection: a connection to any PostgreSQL from 14 on.
-        names: read only these tables, `schema.table`; None reads all tables, schemas and
-            functions outside the system schemas.
-        parts: what to read of each table, such as `SHAPE`; the rest stays empty.
-
-    Returns:
-        The catalog, equal for databases that are equal, whatever their object ids.
-    """
-    with _pinned_search_path(connection):
-        parameters = {"names": None if names is None else list(names)}
-        rows = connection.execute(_TABLES, parameters).all()
-        found = {part: _grouped(connection, part, rows) for part in parts}
-        tables = [_table(row, found) for row in rows]
-        return Catalog(
-            tables={table.qualified_name: table for table in tables},
-            schemas={} if names is not None else _pairs(connection, _SCHEMAS),
-            functions={} if names is not None else _pairs(connection, _FUNCTIONS),
-        )
-
 
 _PIN = text(
     "SELECT pg_catalog.current_setting('search_path'),"
@@ -185,55 +133,46 @@ _PIN = text(
 _UNPIN = text("SELECT pg_catalog.set_config('search_path', :path, true)")
 
 
-@contextmanager
-def _pinned_search_path(connection: Connection) -> Iterator[None]:
-    before = connection.execute(_PIN).scalar()
-    yield
-    connection.execute(_UNPIN, {"path": before})
+def read(
+    connection: Connection,
+    names: Collection[str] | None = None,
+    parts: Collection[str] = tuple(_PARTS),
+) -> dict[str, objects.Table]:
+    """Read tables, views and sequences.
+
+    Takes ACCESS SHARE on them until the end of the transaction, and waits for it for at most
+    lock_timeout. Needs no privilege but CONNECT.
+
+    Arguments:
+        connection: to PostgreSQL 14 or later.
+        names: `schema.table`; all outside the system schemas if None.
+        parts: the parts to read, such as `SHAPE`; the others stay empty.
+
+    Returns:
+        The tables by `schema.table`, in the order of their creation.
+    """
+    search_path = connection.execute(_PIN).scalar()
+    parameters = {"names": None if names is None else list(names)}
+    rows = [dict(row) for row in connection.execute(_TABLES, parameters).mappings()]
+    tables = [row.pop("oid") for row in rows]
+    found = {part: _read_part(connection, part, tables) for part in parts} if tables else {}
+    connection.execute(_UNPIN, {"path": search_path})
+    result = {}
+    for table, row in zip(tables, rows, strict=True):
+        values: dict[str, Any] = {part: tuple(found[part][table]) for part in found}
+        grants = frozenset(values.pop("grants", ()))
+        result[f"{row['schema']}.{row['name']}"] = objects.Table(**row, **values, grants=grants)
+    return result
 
 
-def _grouped(
-    connection: Connection, part: str, tables: Sequence[Any]
-) -> dict[int, list[tuple[Any, ...]]]:
-    """Read one part of all tables, by the table."""
-    found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    if tables:
-        parameters = {"tables": [row.oid for row in tables]}
-        for table, *values in connection.execute(_PART_QUERIES[part], parameters):
-            # PostgreSQL prints definitions as of now, not as of the snapshot of a transaction.
-            dropped_meanwhile = part in _DEFINED and values[1] is None
-            if not dropped_meanwhile:
-                found[table].append(tuple(values))
+def _read_part(connection: Connection, part: str, tables: list[int]) -> dict[int, list[Any]]:
+    """Read one part of all tables, by the oid of the table."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    for table, *values in connection.execute(_PART_QUERIES[part], {"tables": tables}):
+        # PostgreSQL prints definitions as of now, not as of the snapshot of a transaction. The
+        # definition, the second value, is None if the object was dropped since.
+        dropped = None in values[:2]
+        if not dropped:
+            hashable = (tuple(value) if isinstance(value, list) else value for value in values)
+            found[table].append(_TYPES[part](*hashable))
     return found
-
-
-def _table(row: Any, parts: dict[str, dict[int, list[tuple[Any, ...]]]]) -> Table:  # noqa: ANN401 - a row of a textual query has no static type
-    def of(part: str) -> list[tuple[Any, ...]]:
-        return parts[part].get(row.oid, []) if part in parts else []
-
-    return Table(
-        schema=row.nspname,
-        name=row.relname,
-        kind=row.relkind,
-        owner=row.owner,
-        persistence=row.relpersistence,
-        row_security=row.relrowsecurity,
-        force_row_security=row.relforcerowsecurity,
-        is_partition=row.relispartition,
-        parents=tuple(name for (name,) in of("parents")),
-        children=tuple(name for (name,) in of("children")),
-        columns=tuple(Column(*values) for values in of("columns")),
-        constraints=tuple(Constraint(*values) for values in of("constraints")),
-        indexes=tuple(Index(*values) for values in of("indexes")),
-        policies=tuple(
-            Policy(name, command, permissive, tuple(roles), using, check)
-            for name, command, permissive, roles, using, check in of("policies")
-        ),
-        grants=frozenset(Grant(*values) for values in of("grants")),
-        triggers=tuple(Trigger(*values) for values in of("triggers")),
-        rules=tuple(Rule(*values) for values in of("rules")),
-    )
-
-
-def _pairs(connection: Connection, query: str) -> dict[str, str]:
-    return {row[0]: row[1] for row in connection.execute(text(query))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from langfuse_schema._postgres.objects import Constraint, Grant, Named, Table
 
@@ -19,15 +19,14 @@ Aspect = Literal[
 
 @dataclass(frozen=True)
 class Difference:
-    """One object that differs. `expected` or `found` is None if it should not or does not exist.
+    """One object that differs between the expected `table` and the `actual` one, if it exists.
 
-    The values are those of `objects`: a named part, a set of grants, or the name of an owner,
-    parent or child. For a whole table they are None: see `table` and `actual`.
+    `expected` and `found` are a named part, a set of grants, or the name of an owner, parent or
+    child. Each is None if the object must not exist or does not exist; for a whole table, both are.
     """
 
     aspect: Aspect
     table: Table
-    """The expected table."""
     actual: Table | None
     expected: Named | frozenset[Grant] | str | None = None
     found: Named | frozenset[Grant] | str | None = None
@@ -39,16 +38,13 @@ def compare(
     roles: Collection[str],
     owner: str | None,
 ) -> Iterator[Difference]:
-    """Compare the tables of a database with all their parts.
+    """Yield the differences of tables, in an order in which they can be repaired.
 
     Arguments:
         expected: the tables by `schema.table`.
         found: the actual tables of the same names.
         roles: the roles whose grants are compared, PUBLIC included.
         owner: the expected owner of complete tables; None if it is unknown.
-
-    Returns:
-        The differences, in an order in which they can be repaired.
     """
     for name, table in expected.items():
         actual = found.get(name)
@@ -65,17 +61,10 @@ def compare(
 
 
 def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
-    """Compare one table: columns, constraints, indexes, policies, and the table itself.
+    """Yield the differences of one table, without its grants, owner, triggers, rules and relatives.
 
     Additional indexes are never a difference. In a partial table, additional parts are none
     either, except for constraints on the expected columns.
-
-    Arguments:
-        expected: the table as it should be.
-        found: the actual table of the same name.
-
-    Returns:
-        The differences, except for grants, owner, triggers, rules and inheritance.
     """
     if found.kind != expected.kind:
         yield Difference("kind", expected, found, expected.kind, found.kind)
@@ -86,12 +75,12 @@ def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     yield from _named("column", expected, found, expected.columns, found.columns, extra=complete)
     constraints = [item for item in found.constraints if complete or _concerns(expected, item)]
     yield from _named("constraint", expected, found, expected.constraints, constraints)
-    indexes = _independent_indexes(expected, found)
+    # The repair of a constraint repairs its index too.
+    differing = {item.name for item in expected.constraints if item not in found.constraints}
+    indexes = [index for index in expected.indexes if index.name not in differing]
     yield from _named("index", expected, found, indexes, found.indexes, extra=False)
-    if complete and (found.row_security, found.force_row_security) != (
-        expected.row_security,
-        False,
-    ):
+    secured = found.row_security == expected.row_security and not found.force_row_security
+    if complete and not secured:
         yield Difference("row-level-security", expected, found)
     yield from _named("policy", expected, found, expected.policies, found.policies, extra=complete)
 
@@ -99,21 +88,18 @@ def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
 def additional_indexes(expected: Table, found: Table) -> list[str]:
     """List the indexes of a table that are not expected, as `schema.index`."""
     constraints = {constraint.name for constraint in found.constraints}
-    return [
-        f"{found.schema}.{index.name}"
-        for index in found.indexes
-        if expected.index(index.name) is None and index.name not in constraints
-    ]
+    names = [index.name for index in found.indexes if index.name not in constraints]
+    return [f"{found.schema}.{name}" for name in names if expected.index(name) is None]
 
 
 def same_column_order(expected: Table, found: Table) -> bool:
     """Return whether the columns that both tables have are in the same order."""
-    wanted = [column.name for column in expected.columns if found.column(column.name)]
-    return wanted == [column.name for column in found.columns if expected.column(column.name)]
+    common = [column.name for column in expected.columns if found.column(column.name)]
+    return common == [column.name for column in found.columns if expected.column(column.name)]
 
 
 def _concerns(expected: Table, constraint: Constraint) -> bool:
-    """Whether a constraint of the app's table is on an expected column, or has its name."""
+    """Return whether a constraint is on an expected column, or has an expected name."""
     own_side, _, _ = constraint.definition.partition(" REFERENCES ")
     names = "|".join(re.escape(column.name) for column in expected.columns)
     on_column = bool(names) and re.search(rf"\b({names})\b", own_side)
@@ -124,31 +110,20 @@ def _named(  # noqa: PLR0913 - the two tables and their parts
     aspect: Aspect,
     table: Table,
     actual: Table,
-    expected: Iterable[Named],
-    found: Iterable[Named],
+    expected: Sequence[Named],
+    found: Sequence[Named],
     *,
     extra: bool = True,
 ) -> Iterator[Difference]:
-    wanted = {item.name: item for item in expected}
-    present = {item.name: item for item in found}
+    expected_names = {item.name for item in expected}
+    found_by_name = {item.name: item for item in found}
     if extra:
-        for name, item in present.items():
-            if name not in wanted:
+        for name, item in found_by_name.items():
+            if name not in expected_names:
                 yield Difference(aspect, table, actual, None, item)
-    for name, item in wanted.items():
-        if present.get(name) != item:
-            yield Difference(aspect, table, actual, item, present.get(name))
-
-
-def _independent_indexes(expected: Table, found: Table) -> Iterator[Named]:
-    """Skip the indexes of constraints that differ: the repair of the constraint repairs them."""
-    constraints = {constraint.name: constraint for constraint in found.constraints}
-    differing = {
-        constraint.name
-        for constraint in expected.constraints
-        if constraints.get(constraint.name) != constraint
-    }
-    return (index for index in expected.indexes if index.name not in differing)
+    for item in expected:
+        if found_by_name.get(item.name) != item:
+            yield Difference(aspect, table, actual, item, found_by_name.get(item.name))
 
 
 def _attached(expected: Table, found: Table) -> Iterator[Difference]:
@@ -162,26 +137,22 @@ def _attached(expected: Table, found: Table) -> Iterator[Difference]:
 
 def _grants(expected: Table, found: Table, roles: Collection[str]) -> Iterator[Difference]:
     compared = set(roles) - {found.owner}
-    present = {grant for grant in found.grants if grant.role in compared}
+    actual = {grant for grant in found.grants if grant.role in compared}
     # Where a column is missing, its repair grants the privileges on it again.
-    wanted = {
+    required = {
         grant
         for grant in expected.grants
         if grant.role in compared and (grant.column is None or found.column(grant.column))
     }
     if expected.partial:
-        present &= wanted
+        actual &= required
     if not any(column.uses_sequence for column in expected.columns):
         # The repair of the column drops the sequence.
-        present = {grant for grant in present if grant.sequence is None}
-    for place in sorted({_place(grant) for grant in present ^ wanted}):
-        yield Difference(
-            "grant",
-            expected,
-            found,
-            frozenset(grant for grant in wanted if _place(grant) == place),
-            frozenset(grant for grant in present if _place(grant) == place),
-        )
+        actual = {grant for grant in actual if grant.sequence is None}
+    for place in sorted({_place(grant) for grant in actual ^ required}):
+        required_here = frozenset(grant for grant in required if _place(grant) == place)
+        actual_here = frozenset(grant for grant in actual if _place(grant) == place)
+        yield Difference("grant", expected, found, required_here, actual_here)
 
 
 def _place(grant: Grant) -> tuple[str, str, str]:

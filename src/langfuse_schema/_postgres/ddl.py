@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from sqlalchemy.dialects import postgresql
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from langfuse_schema._postgres.objects import Column, Constraint, Grant, Policy, Table
 
-_DIALECT = postgresql.dialect()  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+# With named parameters, a percent sign in a name is not doubled.
+_PREPARER = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call] # SQLAlchemy leaves it untyped
+_PREPARER.reserved_words = _PREPARER.reserved_words | {
+    "collation", "concurrently", "lateral", "system_user", "tablesample",
+}  # fmt: skip
 
+# By pg_attribute.attidentity, and by pg_attribute.attgenerated.
 IDENTITY = {"a": "ALWAYS", "d": "BY DEFAULT"}
-"""pg_attribute.attidentity."""
-
-GENERATED = {"s": "STORED", "v": "VIRTUAL"}
-"""pg_attribute.attgenerated."""
+_GENERATED = {"s": "STORED", "v": "VIRTUAL"}
 
 
 def quoted(*parts: str) -> str:
     """Return a qualified name, quoted where SQL requires it."""
-    quote = _DIALECT.identifier_preparer.quote
-    return ".".join(quote(part) for part in parts)
+    return ".".join(_PREPARER.quote(part) for part in parts)
 
 
 def table_name(table: Table) -> str:
@@ -31,8 +33,8 @@ def table_name(table: Table) -> str:
     return quoted(table.schema, table.name)
 
 
-def role_name(role: str) -> str:
-    """Return the name of a role; PUBLIC is a keyword."""
+def _role_name(role: str) -> str:
+    # PUBLIC is a keyword.
     return role if role == "PUBLIC" else quoted(role)
 
 
@@ -44,28 +46,22 @@ def alter(table: Table, *changes: str) -> str:
 def create_table(table: Table) -> Iterator[str]:
     """Yield the statements that create a table with its constraints and indexes."""
     parts = [*map(column, table.columns), *map(constraint, table.constraints)]
-    yield f"CREATE TABLE {table_name(table)} (" + ", ".join(parts) + ")"
-    of_constraints = {constraint.name for constraint in table.constraints}
+    yield f"CREATE TABLE {table_name(table)} ({', '.join(parts)})"
+    of_constraints = {item.name for item in table.constraints}
     yield from (index.definition for index in table.indexes if index.name not in of_constraints)
 
 
 def close_table(table: Table, roles: Iterable[str]) -> Iterator[str]:
     """Yield the statements that revoke all privileges and enable row level security."""
-    from_roles = ", ".join(map(role_name, sorted(roles)))
+    from_roles = ", ".join(map(_role_name, sorted(roles)))
     yield f"REVOKE ALL ON TABLE {table_name(table)} FROM {from_roles}"
-    for sequence in sequences(table):
-        yield f"REVOKE ALL ON SEQUENCE {sequence} FROM {from_roles}"
+    for item in table.columns:
+        if item.generated in IDENTITY:
+            # The name that PostgreSQL gives to the sequence of an identity column.
+            sequence = quoted(table.schema, f"{table.name}_{item.name}_seq")
+            yield f"REVOKE ALL ON SEQUENCE {sequence} FROM {from_roles}"
     if table.row_security:
         yield alter(table, "ENABLE ROW LEVEL SECURITY")
-
-
-def sequences(table: Table) -> list[str]:
-    """Return the sequences of a table's identity columns, under PostgreSQL's names."""
-    return [
-        quoted(table.schema, f"{table.name}_{item.name}_seq")
-        for item in table.columns
-        if item.generated in IDENTITY
-    ]
 
 
 def column(item: Column) -> str:
@@ -73,8 +69,8 @@ def column(item: Column) -> str:
     constraint = "" if item.nullable else " NOT NULL"
     if item.generated in IDENTITY:
         constraint += f" GENERATED {IDENTITY[item.generated]} AS IDENTITY"
-    elif item.generated in GENERATED:
-        constraint += f" GENERATED ALWAYS AS ({item.default}) {GENERATED[item.generated]}"
+    elif item.generated in _GENERATED:
+        constraint += f" GENERATED ALWAYS AS ({item.default}) {_GENERATED[item.generated]}"
     elif item.default:
         constraint += f" DEFAULT {item.default}"
     return f"{quoted(item.name)} {item.type}{constraint}"
@@ -90,10 +86,9 @@ def create_policy(table: Table, policy: Policy) -> str:
     kind = "PERMISSIVE" if policy.permissive else "RESTRICTIVE"
     using = f" USING {_on_one_line(policy.using)}" if policy.using else ""
     check = f" WITH CHECK {_on_one_line(policy.check)}" if policy.check else ""
-    roles = ", ".join(role if role == "public" else quoted(role) for role in policy.roles)
     return (
         f"CREATE POLICY {quoted(policy.name)} ON {table_name(table)} AS {kind}"
-        f" FOR {policy.command} TO {roles}{using}{check}"
+        f" FOR {policy.command} TO {', '.join(map(_role_name, policy.roles))}{using}{check}"
     )
 
 
@@ -102,20 +97,29 @@ def _on_one_line(expression: str) -> str:
     return "(" + " ".join(line.strip() for line in expression.splitlines()) + ")"
 
 
-def grants(table: Table, given: Collection[Grant]) -> Iterator[str]:
+def grants(table: Table, given: Iterable[Grant]) -> Iterator[str]:
     """Yield one GRANT statement for each role and object."""
-    objects = {(grant.sequence or "", grant.role, grant.grantable) for grant in given}
-    for sequence, role, grantable in sorted(objects):
-        privileges = sorted(
-            privilege(grant)
-            for grant in given
-            if (grant.sequence or "", grant.role, grant.grantable) == (sequence, role, grantable)
-        )
-        target = f"SEQUENCE {sequence}" if sequence else f"TABLE {table_name(table)}"
+    privileges = defaultdict(list)
+    for grant in given:
+        key = (grant.sequence or "", grant.role, grant.grantable)
+        privileges[key].append(_privilege(grant))
+    for (sequence, role, grantable), names in sorted(privileges.items()):
         option = " WITH GRANT OPTION" if grantable else ""
-        yield f"GRANT {', '.join(privileges)} ON {target} TO {role_name(role)}{option}"
+        target = _target(table, sequence)
+        yield f"GRANT {', '.join(sorted(names))} ON {target} TO {_role_name(role)}{option}"
 
 
-def privilege(grant: Grant) -> str:
-    """Return a privilege with its column, as in GRANT."""
+def revoke(table: Table, grant: Grant, *, only_option: bool) -> str:
+    """Return the statement that revokes a privilege, or only its grant option."""
+    option = "GRANT OPTION FOR " if only_option else ""
+    cascade = " CASCADE" if grant.grantable else ""
+    target = _target(table, grant.sequence)
+    return f"REVOKE {option}{_privilege(grant)} ON {target} FROM {_role_name(grant.role)}{cascade}"
+
+
+def _privilege(grant: Grant) -> str:
     return grant.privilege + (f" ({quoted(grant.column)})" if grant.column else "")
+
+
+def _target(table: Table, sequence: str | None) -> str:
+    return f"SEQUENCE {sequence}" if sequence else f"TABLE {table_name(table)}"

@@ -1,56 +1,122 @@
-"""What we tell users: one shape for every message, as text and as JSON.
+"""The form of every message: one problem as text and as JSON.
 
-A finding says what was found, what was expected, and what to type next. The wording of each
-stands where it is found; how it looks stands here.
+The wording is in `messages.ini`, one section for each code.
 """
 
 from __future__ import annotations
 
 import json
+from configparser import RawConfigParser
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from alembic.util import CommandError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Severity = Literal["error", "warning"]
+
+DOCS = "docs/reference/errors.md"
+
+NOT_IN_RIGHT_STATE, CANNOT_RUN = 1, 2
+"""Exit codes: the database is not as it must be; the command could not run."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """One problem.
 
-    `object` is `public.table`, `public.table.column`, `public.index_name`,
-    `public.table: constraint or policy name`, or what else was looked at.
+    Attributes:
+        code: stable, in lower case with hyphens.
+        object: the object in question, such as `public.table.column`.
+        message: what could not be done, or what differs.
+        severity: an error stops a command, a warning does not.
+        found: the actual value.
+        expected: the expected value.
+        cause: the reason, if no two values differ.
+        state: the state of the database, if a run stopped after it changed something.
+        advice: the way to fix it, in the imperative.
+        fix: commands of a shell or SQL statements, to be run in this order.
+        sqlstate: the SQLSTATE of PostgreSQL.
     """
 
     code: str
     object: str
-    found: str
-    expected: str
-    remedy: str
+    message: str
     severity: Severity = "error"
+    found: str | None = None
+    expected: str | None = None
+    cause: str | None = None
+    state: str | None = None
+    advice: str | None = None
+    fix: tuple[str, ...] = ()
+    sqlstate: str | None = None
+
+    @property
+    def docs(self) -> str:
+        """The place in the reference that explains the code."""
+        return f"{DOCS}#{self.code}"
 
     def __str__(self) -> str:
-        """The finding as four lines of text."""
-        return (
-            f"{self.severity}: {self.code}: {self.object}\n"
-            f"  found:    {_indented(self.found)}\n"
-            f"  expected: {_indented(self.expected)}\n"
-            f"  remedy:   {_indented(self.remedy)}"
-        )
+        """Return the finding as text."""
+        fix = "\n".join([*filter(None, [self.advice]), *(f"  {command}" for command in self.fix)])
+        values = {name: getattr(self, name) for name in ("cause", "found", "expected", "state")}
+        values |= {"fix": fix, "docs": self.docs}
+        lines = {label: value for label, value in values.items() if value}
+        width = max(map(len, lines)) + 2
+        code = f"{self.code} {self.sqlstate}" if self.sqlstate else self.code
+        text = [f"{self.severity}[{code}]: {self.message}"]
+        for label, value in lines.items():
+            indented = value.replace("\n", "\n  " + " " * width)
+            text.append(f"  {f'{label}:':{width}}{indented}")
+        return "\n".join(text)
 
-    def line(self) -> str:
-        """The finding as one line: code, object, found, expected, remedy."""
-        found, expected, remedy = map(_on_one_line, (self.found, self.expected, self.remedy))
-        return f"{self.code}  {self.object}  found: {found}  expected: {expected}  remedy: {remedy}"
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return asdict(self) | {"docs": self.docs}
+
+
+def finding(code: str, place: str, **values: Any) -> Finding:  # noqa: ANN401 - values of any type are formatted
+    """Return the finding of a code, worded by the catalogue.
+
+    Arguments:
+        code: a section of the catalogue.
+        place: the object in question.
+        values: of the placeholders. `fix` (a sequence), `severity` and `sqlstate` replace those
+            of the catalogue. Other fields of `Finding` apply if the catalogue has none.
+    """
+    section = catalogue()[code]
+    fields: dict[str, Any] = {}
+    for name in ("message", "found", "expected", "cause", "state", "advice"):
+        if name in values or name in section:
+            template = section.get(name, "{" + name + "}")
+            fields[name] = template.format(place=place, **values)
+    fix = values.get("fix", section.get("fix", "").format(place=place, **values).splitlines())
+    severity = values.get("severity", section.get("severity", "error"))
+    sqlstate = values.get("sqlstate")
+    return Finding(code, place, severity=severity, fix=tuple(fix), sqlstate=sqlstate, **fields)
+
+
+@cache
+def catalogue() -> Mapping[str, Mapping[str, str]]:
+    """Return the sections of the catalogue by code."""
+    parser = RawConfigParser()
+    parser.read_string(Path(__file__).with_name("messages.ini").read_text(encoding="utf-8"))
+    return {code: dict(parser[code]) for code in parser.sections()}
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """Return the exit code of a command that these findings stopped."""
+    codes = {int(catalogue()[one.code].get("exit", NOT_IN_RIGHT_STATE)) for one in findings}
+    return max(codes, default=NOT_IN_RIGHT_STATE)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings of one look at a database, with what is only worth knowing."""
+    """The findings on a database, and facts that are no findings."""
 
     revision: str | None
     findings: tuple[Finding, ...]
@@ -62,47 +128,36 @@ class Report:
         return not any(finding.severity == "error" for finding in self.findings)
 
     def as_json(self) -> str:
-        """The report as JSON, in a stable shape: ok, revision, facts, findings."""
-        return json.dumps(
-            {
-                "ok": self.ok,
-                "revision": self.revision,
-                "facts": self.facts,
-                "findings": [asdict(finding) for finding in self.findings],
-            },
-            indent=2,
-        )
+        """Return the report as JSON: ok, revision, facts, findings."""
+        fields = {"ok": self.ok, "revision": self.revision, "facts": self.facts}
+        findings = [finding.as_dict() for finding in self.findings]
+        return json.dumps(fields | {"findings": findings}, indent=2)
 
     def as_text(self) -> str:
-        """The report as text for people: findings, then facts."""
+        """Return the report as text: findings, then facts."""
         lines = [str(finding) for finding in self.findings]
         lines += [f"{name}: {value}" for name, value in self.facts.items()]
         errors = sum(finding.severity == "error" for finding in self.findings)
-        warnings = len(self.findings) - errors
-        lines.append(f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
-        return "\n".join(lines)
+        warnings = counted(len(self.findings) - errors, "warning")
+        return "\n".join([*lines, f"{counted(errors, 'error')}, {warnings}"])
 
 
 class SchemaError(CommandError):
-    """Findings that stopped a command; `alembic` shows them without a traceback.
+    """Findings that stopped a command.
 
     Arguments:
         findings: at least one.
+
+    Attributes:
+        findings: the same.
     """
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        """Make one message of all findings."""
+    def __init__(self, *findings: Finding) -> None:
+        """Join the findings to one message."""
         super().__init__("\n".join(["", *(str(finding) for finding in findings)]))
-        self.findings = tuple(findings)
+        self.findings = findings
 
 
-def _on_one_line(value: str) -> str:
-    return " ".join(line.strip() for line in value.splitlines())
-
-
-def _indented(value: str) -> str:
-    return value.replace("\n", "\n            ")
-
-
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in the right form."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

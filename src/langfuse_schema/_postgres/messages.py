@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from langfuse_schema._postgres.compare import Difference, grants_of, missing_grants
-from langfuse_schema._postgres.findings import Finding
+from langfuse_schema._postgres.findings import finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Named, Policy, Table
-from langfuse_schema._postgres.repair_sql import repair_sql
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._postgres.objects import Grant
 
 RELATION_KINDS = {
@@ -24,24 +24,27 @@ RELATION_KINDS = {
 }
 """pg_class.relkind in words."""
 
-_CODES = {"kind": "table-differs", "persistence": "table-differs"}
-_WHOLE_TABLE = ("row-level-security", "owner")
+_CODES = {
+    "table": "table-missing",
+    "kind": "table-differs",
+    "persistence": "table-differs",
+    "row-level-security": "row-level-security-differs",
+    "owner": "owner-differs",
+    "parent": "inheritance-unexpected",
+    "child": "inheritance-unexpected",
+}
 
 
-def finding(difference: Difference, roles: Collection[str] = ()) -> Finding:
-    """Return the finding of a difference, with the SQL that repairs it.
-
-    Arguments:
-        difference: from `compare`.
-        roles: the roles to which a missing table must be closed, PUBLIC included.
-    """
-    found, expected = described(difference)
+def finding_of(difference: Difference, fix: tuple[str, ...]) -> Finding:
+    """Return the finding of a difference, with the statements that repair it."""
+    found, expected = _described(difference)
+    advice = "Run:"
     if difference.aspect == "table" and difference.table.partial:
         # The app creates its own tables.
-        remedy = "connect to the app's database, or run the app's own migrations first"
-    else:
-        remedy = repair_sql(difference, roles)
-    return Finding(code(difference), place(difference), found, expected, remedy)
+        advice = "Connect to the app's database, or run the app's own migrations first."
+        fix = ()
+    values = {"found": found, "expected": expected, "advice": advice, "fix": fix}
+    return finding(code(difference), place(difference), **values)
 
 
 def code(difference: Difference) -> str:
@@ -49,65 +52,51 @@ def code(difference: Difference) -> str:
     aspect = difference.aspect
     if aspect in _CODES:
         return _CODES[aspect]
-    if aspect in ("parent", "child"):
-        return "inheritance-unexpected"
-    if aspect in _WHOLE_TABLE:
-        return f"{aspect}-differs"
+    missing, unexpected = difference.found is None, difference.expected is None
     if aspect == "grant":
         expected, found = grants_of(difference)
         missing, unexpected = bool(missing_grants(difference)), bool(found - expected)
-    else:
-        missing, unexpected = difference.found is None, difference.expected is None
-        if not missing and not unexpected:
-            return f"{aspect}-differs"
-    how = "differs" if missing and unexpected else "missing" if missing else "unexpected"
-    return f"{aspect}-missing" if aspect == "table" else f"{aspect}-{how}"
+    if missing == unexpected:
+        return f"{aspect}-differs"
+    return f"{aspect}-missing" if missing else f"{aspect}-unexpected"
 
 
 def place(difference: Difference) -> str:
     """Return the name of the object that differs."""
-    name = difference.table.qualified_name
+    table, name = difference.table, difference.table.qualified_name
     item = difference.expected or difference.found
-    if difference.aspect == "grant":
-        return _place_of_grants(name, difference)
+    if isinstance(item, frozenset):
+        grant = next(iter(item))
+        return grant.sequence or (f"{name}.{grant.column}" if grant.column else name)
     if isinstance(item, Column):
         return f"{name}.{item.name}"
     if isinstance(item, Index):
-        return f"{difference.table.schema}.{item.name}"
-    return name if isinstance(item, str | None) else f"{name}: {getattr(item, 'name', '')}"
+        return f"{table.schema}.{item.name}"
+    return f"{name}: {item.name}" if isinstance(item, Named) else name
 
 
-def _place_of_grants(name: str, difference: Difference) -> str:
-    expected, found = grants_of(difference)
-    grant = next(iter(expected | found))
-    if grant.sequence:
-        return grant.sequence
-    return f"{name}.{grant.column}" if grant.column else name
-
-
-def described(difference: Difference) -> tuple[str, str]:
+def _described(difference: Difference) -> tuple[str, str]:
     """Return the actual and the expected value in words."""
     table, actual = difference.table, difference.actual
     if actual is None:
         columns = ", ".join(column.name for column in table.columns)
-        whose = "a table of the app, with" if table.partial else "a table"
-        return "nothing", f"{whose} {columns}" if table.partial else f"{whose} ({columns})"
+        app_table = f"a table of the app, with {columns}"
+        return "nothing", app_table if table.partial else f"a table ({columns})"
     if difference.aspect == "grant":
         expected, found = grants_of(difference)
         role = next(iter(expected | found)).role
         return f"{role}: {_privileges(found)}", f"{role}: {_privileges(expected)}"
     how = "a partition of" if actual.is_partition else "inherits from"
-    kind = RELATION_KINDS.get(actual.kind, actual.kind)
+    child = f"{difference.found} inherits from it: its rows appear here"
     whole: dict[str, tuple[str, str]] = {
-        "kind": (f"a {kind}", "a table"),
+        "kind": (f"a {RELATION_KINDS.get(actual.kind, actual.kind)}", "a table"),
         "persistence": ("an unlogged table", "a logged table"),
         "row-level-security": (_row_security(actual), _row_security(table)),
         "owner": (str(difference.found), str(difference.expected)),
         "parent": (f"{how} {difference.found}", "a table by itself"),
-        "child": (f"{difference.found} inherits from it: its rows show here", "a table by itself"),
+        "child": (child, "a table by itself"),
     }
-    items = _item(difference.found), _item(difference.expected)
-    return whole.get(difference.aspect, items)
+    return whole.get(difference.aspect, (_item(difference.found), _item(difference.expected)))
 
 
 def _row_security(table: Table) -> str:
@@ -126,7 +115,7 @@ def _item(item: object) -> str:
 
 
 def definition(item: Named) -> str:
-    """Return the definition of a part of a table in PostgreSQL's own words."""
+    """Return the definition of a part of a table in the words of PostgreSQL."""
     if isinstance(item, Column):
         generated = f" (generated: {item.generated})" if item.generated else ""
         default = f" DEFAULT {item.default}" if item.default else ""

@@ -1,12 +1,12 @@
 """The objects of a database as plain values: equal values are equal objects.
 
-Definitions are PostgreSQL's own printed text.
+Definitions are the text that PostgreSQL prints.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _REFERENCED = re.compile(r"^FOREIGN KEY \(.*?\) REFERENCES (\S+?)\(")
 
@@ -82,17 +82,11 @@ class Grant:
 
 
 @dataclass(frozen=True)
-class Trigger:
-    """A trigger. `enabled` is the letter of pg_trigger: O as created, D disabled."""
+class TriggerOrRule:
+    """A trigger or a rewrite rule.
 
-    name: str
-    definition: str
-    enabled: str = "O"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rewrite rule. `enabled` is the letter of pg_rewrite."""
+    `enabled` is the letter of pg_trigger or pg_rewrite: O as created, D disabled.
+    """
 
     name: str
     definition: str
@@ -102,7 +96,7 @@ class Rule:
 Part = Column | Constraint | Index | Policy
 """A named part of a table that revisions create."""
 
-Named = Part | Trigger | Rule
+Named = Part | TriggerOrRule
 """Any named part of a table."""
 
 
@@ -130,12 +124,12 @@ class Table:
     indexes: tuple[Index, ...] = ()
     policies: tuple[Policy, ...] = ()
     grants: frozenset[Grant] = frozenset()
-    triggers: tuple[Trigger, ...] = ()
-    rules: tuple[Rule, ...] = ()
+    triggers: tuple[TriggerOrRule, ...] = ()
+    rules: tuple[TriggerOrRule, ...] = ()
 
     @property
     def qualified_name(self) -> str:
-        """`schema.name`, the key of `Catalog.tables`."""
+        """`schema.name`, its key in a catalog."""
         return f"{self.schema}.{self.name}"
 
     def parts(self) -> tuple[Part, ...]:
@@ -153,12 +147,3 @@ class Table:
     def index(self, name: str) -> Index | None:
         """Return the index of that name, or None."""
         return next((index for index in self.indexes if index.name == name), None)
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """The objects of a database outside the system schemas, in the order of their creation."""
-
-    tables: dict[str, Table] = field(default_factory=dict)
-    schemas: dict[str, str] = field(default_factory=dict)
-    functions: dict[str, str] = field(default_factory=dict)

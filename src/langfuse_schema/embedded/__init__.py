@@ -1,6 +1,7 @@
-"""The embedded database: a PostgreSQL of our own that looks like Supabase, with nothing to set up.
+"""The embedded database: a private PostgreSQL with the roles and the app tables of Supabase.
 
-All of its state is in one directory, which may be deleted whenever no server runs in it.
+It needs no setup. All of its state is in one folder, which you can delete while no server runs in
+it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from langfuse_schema._postgres.findings import finding
 from langfuse_schema.embedded.folders import EmbeddedError, state_directory
 from langfuse_schema.embedded.server import Server, start
 
@@ -45,16 +47,16 @@ def prepare(
     default_privileges: World = "restricted",
     example_rows: bool = True,
 ) -> None:
-    """Make a database look like Supabase's, once: a database with a schema `auth` is left as it is.
+    """Create the roles, schemas and app tables of Supabase, unless a schema `auth` exists.
 
-    Args:
-        url: the database; its user is ignored, since only `supabase_admin` may do this.
-        default_privileges: what new tables in public are born with, "restricted" as in Supabase
-            projects made since 2026-05-30, or "legacy" as before.
-        example_rows: whether to add three users of the app and a few messages of theirs.
+    Arguments:
+        url: of the database. Its user is ignored, because only `supabase_admin` can prepare it.
+        default_privileges: of new tables in `public`: "restricted" as in Supabase projects
+            created since 2026-05-30, or "legacy" as before.
+        example_rows: whether to insert three users of the app with a few messages.
 
     Raises:
-        EmbeddedError: PostgreSQL's own reason.
+        EmbeddedError: PostgreSQL refused the connection or a statement.
     """
     settings = {
         "langfuse_schema.default_privileges": default_privileges,
@@ -65,17 +67,19 @@ def prepare(
         with without_libpq_variables(), engine.begin() as connection:
             _prepare(connection, settings)
     except SQLAlchemyError as error:
-        raise EmbeddedError(
-            f"the embedded database could not be prepared: {error}; expected an empty one: "
-            "delete its folder and try again"
-        ) from error
+        cause = str(getattr(error, "orig", None) or error).strip()
+        refused = finding("embedded-not-prepared", str(url.database), cause=cause)
+        raise EmbeddedError(refused) from error
 
 
 def open_default(base: Path) -> Server:
-    """Return the server of `base`, started and prepared: the database of last resort.
+    """Return the server of a folder, started and prepared.
 
-    Until it is closed, the PG… variables of libpq are hidden from this process, so that they
-    cannot lead a connection elsewhere (PGHOSTADDR, PGSERVICE, PGOPTIONS, PGREQUIREAUTH …).
+    Until the server is closed, the PG… variables of libpq are hidden from this process. Otherwise
+    they could redirect a connection (PGHOSTADDR, PGSERVICE, PGOPTIONS, PGREQUIREAUTH …).
+
+    Arguments:
+        base: the checkout or working directory.
 
     Raises:
         EmbeddedError: see `state_directory`, `start` and `prepare`.
@@ -91,40 +95,38 @@ def open_default(base: Path) -> Server:
 
 
 def dev(base: Path, out: Callable[[str], None]) -> None:
-    """Keep the embedded database of `base` running until SIGINT or SIGTERM.
+    """Run the embedded database of a folder until SIGINT or SIGTERM.
 
-    Args:
+    Arguments:
         base: the checkout or working directory.
-        out: takes the lines to show, the first of which is the URL.
+        out: prints a line. The first line is the URL.
 
     Raises:
-        EmbeddedError: it could not start, or has been killed.
+        EmbeddedError: the server could not start, or was killed.
     """
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    former = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in numbers]
     try:
         server = open_default(base)
         try:
             out(server.connection_string())
             out(server.psql_command())
-            out("Ctrl-C stops it.")
+            out("Press Ctrl-C to stop it.")
             while not stop.wait(1.0):
                 if not server.is_running():
-                    raise EmbeddedError(
-                        f"the server in {server.directory} was killed; start it again"
-                    )
+                    raise EmbeddedError(finding("embedded-killed", str(server.directory)))
         finally:
             stopped = server.close()
-        out("Stopped." if stopped else "Still running: others use it; the last one stops it.")
+        out("Stopped." if stopped else "Still running, until the last program that uses it ends.")
     finally:
-        for number, handler in zip(numbers, former, strict=True):
+        for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def without_libpq_variables() -> Iterator[None]:
-    """Hide the variables from which libpq takes what a URL leaves open, such as PGHOSTADDR."""
+    """Hide the variables that libpq reads where a URL has no value, such as PGHOSTADDR."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
     try:
         yield
@@ -136,7 +138,7 @@ def _prepare(connection: Connection, settings: Mapping[str, str]) -> None:
     prepared = text("SELECT to_regnamespace('auth') IS NOT NULL")
     if connection.scalar(prepared):
         return
-    # Roles belong to the cluster, so an advisory lock, which belongs to a database, is not enough.
+    # An advisory lock belongs to one database, but roles belong to the whole cluster.
     connection.execute(text("LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE"))
     if connection.scalar(prepared):
         return
@@ -144,6 +146,6 @@ def _prepare(connection: Connection, settings: Mapping[str, str]) -> None:
         connection.execute(
             text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value}
         )
-    double = Path(__file__).parents[1].joinpath("supabase_double.sql").read_text(encoding="utf-8")
-    # Without parameters psycopg2 leaves every % alone.
-    connection.execution_options(no_parameters=True).exec_driver_sql(double)
+    stub = Path(__file__).parents[1].joinpath("supabase_stub.sql").read_text(encoding="utf-8")
+    # Without parameters, psycopg2 does not interpret the % in the file.
+    connection.execution_options(no_parameters=True).exec_driver_sql(stub)

@@ -1,7 +1,7 @@
-"""Folders that the server can reach and strangers cannot prepare, and whom the server runs as.
+"""The folders of the server, protected against other users, and the account that it runs as.
 
-PostgreSQL refuses to run as root, so for root its programs run as `nobody`, who cannot enter the
-usual home of root. What `nobody` needs then goes into a folder of ours below /var/tmp.
+PostgreSQL refuses to run as root, so for root its programs run as the user `nobody`. This user
+cannot enter the usual home of root. Then the files of the server are in a folder below /var/tmp.
 """
 
 from __future__ import annotations
@@ -9,66 +9,71 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from langfuse_schema._postgres.findings import SchemaError, finding
 from langfuse_schema.embedded.supervisor import PORT
 
 if sys.platform != "win32":
     import pwd
 
-SOCKET_PARENT = Path("/tmp")  # noqa: S108 (the supervisor checks whose the folder below it is)
+SOCKET_PARENT = Path("/tmp")  # noqa: S108 - the supervisor checks the owner of the folder in it
 
 _SOCKET_PATH_BYTES = 100  # sun_path ends at 107 on Linux and 103 on macOS
 
 
-class EmbeddedError(Exception):
-    """Why there is no embedded database: what was found, what was expected, what to do."""
+class EmbeddedError(SchemaError):
+    """Findings that prevent the use of an embedded database."""
 
 
 class Account(NamedTuple):
-    """The user and group ids that PostgreSQL's programs run with when we are root."""
+    """The user and group ids of PostgreSQL's programs, if the current user is root."""
 
     user: int
     group: int
 
 
 def server_account() -> Account | None:
-    """Return whom PostgreSQL runs as, None if that is the user who runs us.
+    """Return the account that PostgreSQL runs as. None is the current user.
 
     Raises:
-        EmbeddedError: we are root and the machine has no `nobody`, or this is Windows.
+        EmbeddedError: the current user is root and there is no user `nobody`, or this is Windows.
     """
     if sys.platform == "win32":
-        raise EmbeddedError(
-            "the embedded database was not found for Windows, expected Linux or macOS; "
-            "set DATABASE_URL to a database of your own"
-        )
+        values = {"expected": "Linux or macOS", "advice": "Run it on one of these systems."}
+        windows = finding("embedded-unsupported", "Windows", **values)
+        raise EmbeddedError(windows)
     if os.geteuid() != 0:
         return None
     try:
         entry = pwd.getpwnam("nobody")
     except KeyError:
-        raise EmbeddedError(
-            "PostgreSQL refuses to run as root, and the user `nobody`, as whom it would run, "
-            "was not found; run as a normal user, or set DATABASE_URL"
-        ) from None
+        without_account = finding(
+            "embedded-unsupported",
+            "the user root",
+            found="no user `nobody`",
+            expected="a user `nobody` to run PostgreSQL, which refuses to run as root",
+            advice="Run the command as a normal user.",
+        )
+        raise EmbeddedError(without_account) from None
     return Account(entry.pw_uid, entry.pw_gid)
 
 
-def may_enter(folder: Path, account: Account) -> bool:
-    """Tell whether `account` can reach `folder`: search permission on it and all above it.
+def can_enter(folder: Path, account: Account) -> bool:
+    """Return whether an account has search permission on a folder and on all its parents.
 
     Reads permission bits, not access control lists.
     """
     existing = [part for part in (folder, *folder.parents) if part.exists()]
-    return all(may(part, account, stat.S_IXOTH) for part in existing)
+    return all(is_permitted(part, account, stat.S_IXOTH) for part in existing)
 
 
-def may(path: Path, account: Account, bit: int) -> bool:
-    """Tell whether the permission bits of `path` let `account`; `bit` is that for others."""
+def is_permitted(path: Path, account: Account, bit: int) -> bool:
+    """Return whether the permission bits of a path allow an access, given as the bit for others."""
     status = path.stat()
     if status.st_uid == account.user:
         bit <<= 6
@@ -78,58 +83,73 @@ def may(path: Path, account: Account, bit: int) -> bool:
 
 
 def shared_folder() -> Path:
-    """Return the folder of ours that everybody may enter, for root below a closed home.
+    """Return the folder that every user can enter, for root in a closed home.
 
-    Whose it is, `own` checks. LANGFUSE_SCHEMA_SHARED_FOLDER names another parent than /var/tmp,
-    which some machines mount without the right to execute.
+    `ensure_owned` checks its owner. LANGFUSE_SCHEMA_SHARED_FOLDER replaces the parent /var/tmp,
+    which some machines mount without the permission to execute.
     """
     parent = os.environ.get("LANGFUSE_SCHEMA_SHARED_FOLDER", "/var/tmp")  # noqa: S108
     return Path(parent) / "langfuse-schema-root"
 
 
 def state_directory(base: Path) -> Path:
-    """Return where the embedded database of `base` lives.
+    """Return the folder for the state of an embedded database.
 
-    That is `.langfuse-schema` in `base`. For root below a home that is closed to others, it is a
-    folder below /var/tmp: PostgreSQL refuses to run as root and could not enter the home.
+    It is `.langfuse-schema` in `base`. For root in a home that is closed to other users it is a
+    folder below /var/tmp, because the account of the server cannot enter the home.
+
+    Arguments:
+        base: the checkout or working directory.
 
     Raises:
-        EmbeddedError: as `server_account`.
+        EmbeddedError: see `server_account`.
     """
     base = base.resolve()
     account = server_account()
-    if account is None or may_enter(base, account):
+    if account is None or can_enter(base, account):
         return (base / ".langfuse-schema").resolve()
     return shared_folder() / f"state-{digest(base)}"
 
 
 def create_directory(directory: Path, account: Account | None) -> None:
-    """Create the directory of a server, or make sure that it is ours and within its reach.
+    """Create the folder for the state of a server, or check that an existing one is usable.
+
+    Arguments:
+        directory: the path of the folder.
+        account: of the server. None is the current user.
 
     Raises:
-        EmbeddedError: it is somebody else's, or closed to the account that the server runs as.
+        EmbeddedError: another user owns it, or the account cannot enter it.
         OSError: it cannot be created.
     """
     if directory.parent == shared_folder():
-        own(directory.parent, 0o711)
+        ensure_owned(directory.parent, 0o711)
     else:
         directory.parent.mkdir(parents=True, exist_ok=True)
-    own(directory, 0o700 if account is None else 0o711)
-    if account is not None and not may_enter(directory, account):
-        raise EmbeddedError(
-            f"found {directory} below a folder that is closed to others, expected one that the "
-            "user `nobody` can enter, as whom PostgreSQL runs for root; choose another folder"
-        )
+    ensure_owned(directory, 0o700 if account is None else 0o711)
+    if account is not None and not can_enter(directory, account):
+        found = "a folder below one that is closed to other users"
+        expected = "a folder that the user `nobody` can enter, because PostgreSQL refuses root"
+        raise unusable(directory, "Use another folder.", found=found, expected=expected)
     ignore = directory / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n")
 
 
-def socket_folder(directory: Path) -> Path:
-    """Return where the socket goes: a short folder of ours where the usual path does not fit.
+def check_version(directory: Path, version: int) -> None:
+    """Raise EmbeddedError if a folder has data of another major version of PostgreSQL."""
+    with contextlib.suppress(FileNotFoundError):
+        found = (directory / "data" / "PG_VERSION").read_text().strip()
+        if found != str(version):
+            values = {"found": found, "expected": version, "folder": shlex.quote(str(directory))}
+            raise EmbeddedError(finding("embedded-version-differs", str(directory), **values))
 
-    It does not if it is too long for the kernel, or has what separates the parts of a list of
-    hosts or of unix_socket_directories.
+
+def socket_folder(directory: Path) -> Path:
+    """Return the folder of the socket: in the server's folder, or a short one in /tmp.
+
+    The short one is used if the path is too long for the kernel. It is also used if the path has
+    separators of a list of hosts or of unix_socket_directories.
     """
     folder = directory / "socket"
     path = str(folder / f".s.PGSQL.{PORT}")
@@ -142,26 +162,31 @@ def socket_folder(directory: Path) -> Path:
     return SOCKET_PARENT / f"langfuse-schema-{os.geteuid()}-{digest(directory)}"
 
 
-def own(folder: Path, mode: int) -> None:
-    """Create `folder`, or make sure that it is ours: in /var/tmp a stranger may have been first.
+def ensure_owned(folder: Path, mode: int) -> None:
+    """Create a folder, or check its owner: in /var/tmp another user can have created it.
 
     Raises:
-        EmbeddedError: it belongs to somebody else, or is no folder.
+        EmbeddedError: another user owns it, or it is not a folder.
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise EmbeddedError(f"found {folder}, which is no folder, expected one; move it away")
+        found = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a file"
+        raise unusable(folder, "Move it to another place.", found=found, expected="a folder")
     if status.st_uid != os.geteuid():
-        raise EmbeddedError(
-            f"found {folder} owned by user {status.st_uid}, expected a folder of user "
-            f"{os.geteuid()}; run as its owner, or remove it"
-        )
+        found, expected = (f"owned by user {user}" for user in (status.st_uid, os.geteuid()))
+        advice = "Run the command as its owner, or remove the folder."
+        raise unusable(folder, advice, found=found, expected=expected)
     if stat.S_IMODE(status.st_mode) != mode:
         folder.chmod(mode)
 
 
+def unusable(folder: Path, advice: str, **values: str) -> EmbeddedError:
+    """Return the error of a folder, with an advice and other values of `finding`."""
+    return EmbeddedError(finding("embedded-folder-unusable", str(folder), advice=advice, **values))
+
+
 def digest(path: Path) -> str:
-    """Return a short name that is always the same for `path`, and different for another."""
+    """Return a short name that is always the same for a path, and differs for another."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]

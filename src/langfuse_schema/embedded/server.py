@@ -1,7 +1,7 @@
-"""One embedded server: started or joined, used, and let go.
+"""Start or join an embedded server, use it, and release it.
 
-A server lives exactly as long as somebody uses it, in whatever way its users end: see
-`supervisor`, the process that sees to it.
+A server runs as long as at least one process uses it, however these processes end. The process in
+`supervisor` ensures this.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import URL
 
+from langfuse_schema._postgres.findings import finding
 from langfuse_schema.embedded import binaries, folders, supervisor
 from langfuse_schema.embedded.folders import EmbeddedError
 from langfuse_schema.embedded.supervisor import open_lock, try_lock, wait_until
@@ -33,21 +34,24 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_START_SECONDS = 120.0  # initdb on a slow, busy machine; a failure is seen at once
-_STOP_SECONDS = 70.0  # more than the supervisor gives the server
-_ANSWER_SECONDS = 10.0  # only a server with a full queue of connections takes any time at all
+_START_SECONDS = 120.0  # of initdb on a slow, busy machine; a failure ends the wait at once
+_STOP_SECONDS = 70.0  # more than the limit in the supervisor
+_ANSWER_SECONDS = 10.0  # only a server with a full queue of connections needs time to answer
+_LOG_CHARACTERS = 2000  # the end of the log in a message
 _POLL_SECONDS = 0.005
 
 
 class Server:
-    """A running server that stays up at least until `close()`, or until this process ends.
+    """A server that runs at least until `close()`, or until this process ends.
+
+    The default role of its URLs is Supabase's `postgres`, which is not a superuser.
 
     Attributes:
         host: the folder of the server's Unix socket.
         port: the number in the name of the socket file.
-        bin: the folder with psql, pg_dump, pgbench, initdb and the others.
-        directory: where the server's state is.
-        on_close: what to undo when the server is let go.
+        bin: the folder with psql, pg_dump, pgbench and initdb.
+        directory: the folder of the server's state.
+        on_close: callbacks for `close()`.
     """
 
     def __init__(
@@ -56,67 +60,67 @@ class Server:
         programs: Path,
         users: int,
         announcement: dict[str, object],
-        owner: subprocess.Popen[bytes] | None,
+        child: subprocess.Popen[bytes] | None,
     ) -> None:
-        """Take over `users`, a descriptor that holds users.lock; made by `start` only."""
+        """Take over the descriptor `users`, which holds users.lock. Only `start` calls this."""
         self.directory = directory
         self.bin = programs
         self.host = str(announcement["host"])
         self.port = int(str(announcement["port"]))
         self._users: int | None = users
-        self._announcement = announcement
-        self._owner = owner
+        self._announcement = announcement  # the content of server.json
+        self._child = child  # the supervisor, if this process started it
         self.on_close = contextlib.ExitStack()
 
     def url(self, database: str = "postgres", user: str = "postgres") -> URL:
-        """Return how SQLAlchemy connects; the default user is Supabase's, no superuser."""
+        """Return the URL for SQLAlchemy."""
         query = {"host": self.host, "port": str(self.port)}
         return URL.create("postgresql+psycopg2", username=user, database=database, query=query)
 
     def connection_string(self, database: str = "postgres", user: str = "postgres") -> str:
-        """Return the URL as psql and DATABASE_URL take it."""
+        """Return the URL for psql and DATABASE_URL."""
         url = self.url(database, user).set(drivername="postgresql")
         # SQLAlchemy writes a space as "+", which libpq reads as a plus.
         return url.render_as_string(hide_password=False).replace("+", "%20")
 
     def psql_command(self, database: str = "postgres", user: str = "postgres") -> str:
-        """Return a shell line to paste: the psql on PATH, else the wheel's by its full path."""
+        """Return a shell command: psql from PATH, or the wheel's psql with its full path."""
         psql = "psql" if shutil.which("psql") else str(self.bin / "psql")
         return shlex.join([psql, self.connection_string(database, user)])
 
     def is_running(self) -> bool:
-        """Tell whether the server is still there; it ends early only if it is killed."""
+        """Return whether the server still runs. It ends before `close()` only if it is killed."""
         return _announced(self.directory) == self._announcement
 
     def close(self) -> bool:
-        """Let go of the server, and wait for its end if nobody else uses it.
+        """Release the server, and wait for its end if no other process uses it.
 
         Returns:
-            True if the server has stopped, False if others still use it.
+            True if the server has stopped, False if another process still uses it.
         """
         if self._users is None:
             return not self.is_running()
         users, self._users = self._users, None
         try:
-            in_use = _leave(users)
+            in_use = _release(users)
             if not in_use:
                 wait_until(self._has_stopped, _STOP_SECONDS)
-            _forget(self._owner)
+            _detach(self._child)
         finally:
             os.close(users)
             self.on_close.close()
         return not in_use
 
     def _has_stopped(self) -> bool:
-        """Tell whether our supervisor is gone, even if another one runs a new server by now."""
+        """Return whether the supervisor has ended, even if a new one has replaced it."""
         announcement = _read_announcement(self.directory)
         if announcement is not None and announcement != self._announcement:
             return True
-        if self._owner is not None:
-            return self._owner.poll() is not None
+        if self._child is not None:
+            return self._child.poll() is not None
         try:
             lock = open_lock(self.directory / "supervisor.lock")
-        except FileNotFoundError:  # somebody has deleted the directory
+        except FileNotFoundError:  # the directory was deleted
             return True
         try:
             return try_lock(lock, fcntl.LOCK_SH)
@@ -124,7 +128,7 @@ class Server:
             os.close(lock)
 
     def __enter__(self) -> Self:
-        """Return the server itself."""
+        """Return the server."""
         return self
 
     def __exit__(
@@ -133,7 +137,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Close the server."""
         self.close()
 
 
@@ -144,26 +148,27 @@ def start(
     settings: Mapping[str, str] | None = None,
     host_based_authentication: Sequence[str] = (),
 ) -> Server:
-    """Start the server whose state is in `directory`, or join the one that runs there.
+    """Start the server of a folder, or join the one that runs there.
 
-    The first start creates the data; its superuser is `supabase_admin`. Settings and
-    authentication hold for this start: who joins a running server gets it as it is.
+    The first start creates the data with the superuser `supabase_admin`. A server that already
+    runs keeps its settings and its authentication.
 
-    Args:
-        directory: absolute; created if absent.
-        version: PostgreSQL's major version, 18 or 16. Existing data must be of that version.
-        settings: more of postgresql.conf.
-        host_based_authentication: lines of pg_hba.conf that come before "trust" for all.
+    Arguments:
+        directory: an absolute path. The folder is created if it does not exist.
+        version: the major version of PostgreSQL, 18 or 16. Existing data must have this version.
+        settings: added to those of postgresql.conf.
+        host_based_authentication: lines of pg_hba.conf before the one that trusts every role.
 
     Raises:
-        EmbeddedError: not installed, not this version, not allowed, or PostgreSQL's own reason.
+        EmbeddedError: PostgreSQL is not installed in this version, could not use the folder, or
+            did not start.
     """
     account = folders.server_account()
     try:
         programs = binaries.locate(version, account)
         folders.create_directory(directory, account)
-        _check_version(directory, version)
-        orders = supervisor.Orders(
+        folders.check_version(directory, version)
+        options = supervisor.ServerOptions(
             directory=str(directory),
             binaries=str(programs),
             socket_folder=str(folders.socket_folder(directory)),
@@ -172,43 +177,31 @@ def start(
             settings=dict(settings or {}),
             host_based_authentication=tuple(host_based_authentication),
         )
-        return _use(directory, orders)
+        return _use(directory, options)
     except OSError as error:
-        raise EmbeddedError(
-            f"the embedded database could not be created: {error}; expected a folder that can be "
-            "written to: run elsewhere, or set DATABASE_URL"
-        ) from error
+        values = {"cause": str(error), "expected": "a folder that can be written to"}
+        raise folders.unusable(directory, "Use another folder.", **values) from error
 
 
-def _use(directory: Path, orders: supervisor.Orders) -> Server:
-    """Become one of the server's users, and with that keep it up, before looking for it."""
+def _use(directory: Path, options: supervisor.ServerOptions) -> Server:
+    """Register as a user of the server, which keeps it running, and then join or start it."""
     users = open_lock(directory / "users.lock")
     try:
-        # Somebody else has it exclusively while the server stops.
+        # The supervisor holds the exclusive lock while the server stops.
         if not wait_until(lambda: try_lock(users, fcntl.LOCK_SH), _STOP_SECONDS):
-            raise _failure(directory, "the former server did not stop")  # noqa: TRY301
-        announcement, owner = _join_or_start(directory, orders)
+            raise _failure(directory, f"did not stop within {_STOP_SECONDS:.0f} s")  # noqa: TRY301
+        announcement, child = _join_or_start(directory, options)
     except BaseException:
         os.close(users)
         raise
-    return Server(directory, Path(orders.binaries), users, announcement, owner)
-
-
-def _check_version(directory: Path, version: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        found = (directory / "data" / "PG_VERSION").read_text().strip()
-        if found != str(version):
-            raise EmbeddedError(
-                f"found data of PostgreSQL {found} in {directory}, expected {version}; delete the "
-                "folder to begin anew, or use the other version"
-            )
+    return Server(directory, Path(options.binaries), users, announcement, child)
 
 
 def _join_or_start(
-    directory: Path, orders: supervisor.Orders
+    directory: Path, options: supervisor.ServerOptions
 ) -> tuple[dict[str, object], subprocess.Popen[bytes] | None]:
-    """Return the announcement of a server that answers, and its supervisor if we started it."""
-    owner = None
+    """Return the announcement of a server that answers, and the supervisor if it is a child."""
+    child = None
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         lock = open_lock(directory / "supervisor.lock")
@@ -216,28 +209,28 @@ def _join_or_start(
             if not try_lock(lock, fcntl.LOCK_EX):
                 announcement = _announced(directory)
                 if announcement is not None:
-                    return announcement, owner
-            elif owner is None:
+                    return announcement, child
+            elif child is None:
                 (directory / "server.json").unlink(missing_ok=True)
-                owner = _start_supervisor(directory, orders, lock)
+                child = _start_supervisor(directory, options, lock)
             else:
-                owner.wait()
-                raise _failure(directory, "the server did not start")
+                child.wait()
+                raise _failure(directory, "did not start")
         finally:
-            # This does not unlock what a supervisor has inherited.
+            # A supervisor that inherited the lock still holds it.
             os.close(lock)
         time.sleep(_POLL_SECONDS)
-    _forget(owner)
-    raise _failure(directory, f"the server was not ready within {_START_SECONDS:.0f} s")
+    _detach(child)
+    raise _failure(directory, f"was not ready within {_START_SECONDS:.0f} s")
 
 
 def _start_supervisor(
-    directory: Path, orders: supervisor.Orders, lock: int
+    directory: Path, options: supervisor.ServerOptions, lock: int
 ) -> subprocess.Popen[bytes]:
-    arguments = [supervisor.__file__, json.dumps(orders._asdict()), str(lock)]
-    # A file, not a pipe: whoever reads a pipe of ours would wait until the server ends.
+    arguments = [supervisor.__file__, json.dumps(options._asdict()), str(lock)]
+    # The log is a file, because the reader of an inherited pipe would wait for the server's end.
     with (directory / "server.log").open("wb") as log:
-        return subprocess.Popen(  # noqa: S603 (our own file)
+        return subprocess.Popen(  # noqa: S603 - the file belongs to this package
             [sys.executable, "-I", "-S", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -249,7 +242,7 @@ def _start_supervisor(
 
 
 def _announced(directory: Path) -> dict[str, object] | None:
-    """Return what the supervisor has written about its server, if the server answers."""
+    """Return the announcement of the supervisor, if its server answers."""
     announcement = _read_announcement(directory)
     if announcement is None:
         return None
@@ -270,29 +263,28 @@ def _read_announcement(directory: Path) -> dict[str, object] | None:
     return dict(announcement)
 
 
-def _leave(users: int) -> bool:
-    """Unlock users.lock; tell whether others still hold it."""
+def _release(users: int) -> bool:
+    """Unlock users.lock, and return whether another process still holds it."""
     fcntl.flock(users, fcntl.LOCK_UN)
-    # Without the exclusive lock either others use the server, or the supervisor was faster: then
-    # the shared one is not to be had either.
+    # If the exclusive lock fails, other processes use the server, or the supervisor holds the
+    # exclusive lock already. In the second case the shared lock fails, too.
     in_use = not try_lock(users, fcntl.LOCK_EX) and try_lock(users, fcntl.LOCK_SH)
     fcntl.flock(users, fcntl.LOCK_UN)
     return in_use
 
 
-def _forget(owner: subprocess.Popen[bytes] | None) -> None:
-    """Keep Python from warning that a supervisor outlives its Popen: it is meant to."""
-    if owner is not None and owner.poll() is None:
-        owner.returncode = 0
+def _detach(child: subprocess.Popen[bytes] | None) -> None:
+    """Prevent Python's warning about a supervisor that outlives its Popen, as intended."""
+    if child is not None and child.poll() is None:
+        child.returncode = 0
 
 
 def _failure(directory: Path, problem: str) -> EmbeddedError:
     log = directory / "server.log"
     try:
-        reason = log.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+        excerpt = log.read_text(encoding="utf-8", errors="replace").strip()[-_LOG_CHARACTERS:]
+        cause = f"{log} contains:\n{excerpt}" if excerpt else f"{log} is empty"
     except OSError as error:
-        reason = str(error)
-    return EmbeddedError(
-        f"the embedded database is not available: {problem}. {log} says:\n{reason}\n"
-        f"Try again; delete {directory} to begin anew; or set DATABASE_URL to another database"
-    )
+        cause = str(error)
+    values = {"problem": problem, "cause": cause, "folder": shlex.quote(str(directory))}
+    return EmbeddedError(finding("embedded-failed", str(directory), **values))

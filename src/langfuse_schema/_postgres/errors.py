@@ -1,0 +1,52 @@
+"""Turn errors of the driver into findings."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
+
+from langfuse_schema._postgres.findings import SchemaError, finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, QUERY_CANCELED = "55P03", "40P01", "57014"
+
+_ADVICE = {
+    DEADLOCK_DETECTED: "Another session took the same locks in another order."
+    " Run the same command again.",
+    "42501": "Grant the missing privilege, or connect as the role that owns the tables.",
+    "25006": "Connect to the primary server, in a session that can write.",
+    "2BP01": "Drop or change the dependent objects first. Then run the same command again.",
+}
+_OTHER_ADVICE = "Fix the cause, then run the same command again."
+
+
+@contextmanager
+def errors_as_findings() -> Iterator[None]:
+    """Raise SchemaError instead of an error of the driver."""
+    try:
+        yield
+    except (DBAPIError, PendingRollbackError) as error:
+        code = sqlstate(error)
+        if code == LOCK_NOT_AVAILABLE:
+            raise SchemaError(finding("database-busy", "lock_timeout")) from error
+        cause, advice = str(_root_cause(error)).strip(), _ADVICE.get(code, _OTHER_ADVICE)
+        values = {"sqlstate": code or None, "cause": cause, "advice": advice}
+        raise SchemaError(finding("server-refused", "the database", **values)) from error
+
+
+def sqlstate(error: BaseException) -> str:
+    """Return the SQLSTATE of an error or of an error in its context; empty if there is none."""
+    cause = _root_cause(error)
+    # The attribute of psycopg2, then that of psycopg.
+    return getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the error of the driver, from which SQLAlchemy's error can follow."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig
+    return _root_cause(error.__context__) if error.__context__ is not None else error

@@ -1,0 +1,47 @@
+"""Open and describe sessions of a server."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+SCRIPT = {"no_parameters": True}
+"""Execution options of several statements in one message, without parameters."""
+
+COLUMNS = (
+    "a.usename, a.application_name,"
+    " extract(epoch FROM clock_timestamp() - a.xact_start)::int, a.state, a.query"
+)
+"""Columns of pg_stat_activity. Some are NULL in the sessions of other roles."""
+
+
+def described(row: Sequence[Any]) -> str:
+    """Return one line about a session, from its pid and `COLUMNS`."""
+    pid, user, application, age, state, query = row
+    if not pid:
+        return "a prepared transaction (see pg_prepared_xacts)"
+    text = f"pid {pid} ({user or 'unknown user'}, {application or 'no application name'})"
+    if age is not None:
+        text += f" has had a transaction open for {age} s, {state}"
+    return f"{text}: {' '.join((query or '').split()).rstrip(';')[:100]}"
+
+
+@contextmanager
+def second_connection(connection: Connection, *, autocommit: bool = True) -> Iterator[Any]:
+    """Open another connection to the same database, and yield the connection of the driver.
+
+    It does not come from the engine's pool, which can be empty or hold one connection only.
+    """
+    borrowed = connection.engine.pool.recreate().connect()
+    try:
+        driver_connection: Any = borrowed.dbapi_connection
+        driver_connection.rollback()
+        driver_connection.autocommit = autocommit
+        yield driver_connection
+    finally:
+        borrowed.invalidate()

@@ -1,0 +1,86 @@
+"""Accept database URLs of any common spelling, for psycopg2."""
+
+from __future__ import annotations
+
+import logging
+import re
+from urllib.parse import unquote
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from langfuse_schema._postgres.findings import Finding, SchemaError, finding
+
+log = logging.getLogger("langfuse_schema")
+
+EXAMPLE = "postgresql://user:password@host:5432/database"
+
+
+def parse_url(url: str | URL, origin: str) -> URL:
+    """Return a URL of the psycopg2 driver, without parameters that libpq rejects.
+
+    Supabase, Heroku and Prisma write `postgres://`, `postgresql://` and parameters of their
+    clients (`pgbouncer`, `connection_limit`, `schema`). Messages name `origin` as the URL's place.
+
+    Raises:
+        SchemaError: it is no URL, or the URL of another kind of database.
+    """
+    try:
+        parsed = make_url(url.strip() if isinstance(url, str) else url)
+        dialect = parsed.drivername.partition("+")[0].lower()
+    except (ArgumentError, ValueError):
+        # The text can hold a password at an unknown place, so it is not shown.
+        found = "an empty text" if not url else "a text that is no URL"
+        raise SchemaError(_invalid(origin, found)) from None
+    if "@" in (parsed.host or ""):
+        # The rest of the password would be shown as the host.
+        raise SchemaError(_invalid(origin, "a password with an @ in it"))
+    if dialect not in ("postgres", "postgresql"):
+        raise SchemaError(finding("url-not-postgresql", origin, dialect=dialect, example=EXAMPLE))
+    host = unquote(parsed.host) if parsed.host else parsed.host
+    # `ssl` is asyncpg's name. Without the parameter, the connection would not be encrypted.
+    query = {"sslmode" if name == "ssl" else name: value for name, value in parsed.query.items()}
+    known = {name: value for name, value in query.items() if _known_to_libpq(name)}
+    ignored = [name for name in query if name not in known]
+    if ignored:
+        log.info("ignored parameters that libpq does not have: %s", ", ".join(ignored))
+    return parsed.set(drivername="postgresql+psycopg2", host=host, query=known)
+
+
+def shown(url: URL) -> str:
+    """Return a URL as text without passwords, including those in its parameters."""
+    query = {name: "***" if "password" in name else value for name, value in url.query.items()}
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
+def _known_to_libpq(name: str) -> bool:
+    try:
+        parse_dsn(f"{name}=1")
+    except psycopg2.ProgrammingError:
+        return False
+    return True
+
+
+def _invalid(origin: str, found: str) -> Finding:
+    return finding("url-invalid", origin, found=found, expected=f"a URL like {EXAMPLE}")
+
+
+# The drivers give no SQLSTATE for a failed connection. Supabase's pooler sends the last text.
+_LOGIN_REFUSED = (
+    r"authentication failed|no password supplied|role \".*\" does not exist"
+    r"|Tenant or user not found"
+)
+
+
+def connection_finding(url: URL, error: DBAPIError) -> Finding:
+    """Return the finding of a failed connection."""
+    cause, place = str(error.orig).strip(), shown(url)
+    if re.search(_LOGIN_REFUSED, cause):
+        return finding("login-refused", place, cause=cause)
+    if f'database "{url.database or ""}" does not exist' in cause:
+        return finding("database-missing", place, cause=cause)
+    if re.search(r"invalid \w+ value", cause):
+        return finding("url-invalid", place, found=cause, expected="parameters of libpq")
+    return finding("server-unreachable", place, cause=cause)

@@ -1,0 +1,1 @@
+"""Generic: connect, lock, retry, monitor, handle signals. Contains no name of Langfuse."""

@@ -1,0 +1,123 @@
+"""Alembic's private and undocumented interfaces, all in this module.
+
+`tests/_runtime/test_alembic_internals.py` is their contract test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from alembic.runtime.migration import RevisionStep
+from alembic.util import to_tuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+
+@dataclass
+class Steps:
+    """The remaining steps of a command.
+
+    Attributes:
+        heads: the recorded revisions before the first step.
+        purge: whether the version table is emptied first.
+    """
+
+    heads: tuple[str, ...] = ()
+    steps: list[Any] = field(default_factory=list)
+    purge: bool = False
+
+    def __bool__(self) -> bool:
+        """Return whether the command changes anything."""
+        return bool(self.steps or self.purge)
+
+    @property
+    def only_upgrades(self) -> bool:
+        """Return whether no step is a downgrade or a stamp."""
+        return all(isinstance(step, RevisionStep) and step.is_upgrade for step in self.steps)
+
+    @property
+    def revisions(self) -> tuple[str, ...]:
+        """Return the revisions of the steps."""
+        return tuple(step.revision.revision for step in self.steps)
+
+    def remaining(self) -> Iterator[Any]:
+        """Yield each step, and remove it when the next one is requested."""
+        while self.steps:
+            yield self.steps[0]
+            del self.steps[0]
+
+
+def steps_after(context: EnvironmentContext, heads: tuple[str, ...]) -> Steps:
+    """Choose the steps of a configured command from the recorded revisions."""
+    purge = purges(context)
+    choose = context.get_context().opts["fn"]
+    steps = choose(() if purge else heads, context.get_context())
+    return Steps(heads, with_discards(steps, context.script), purge)
+
+
+def purges(context: EnvironmentContext) -> bool:
+    """Return whether a configured command empties the version table first."""
+    return bool(context.get_context().opts.get("purge"))
+
+
+def destinations(context: EnvironmentContext) -> tuple[str, ...] | None:
+    """Return the revisions to which a configured command goes; None if it does not write."""
+    options = context.get_context().opts
+    if "destination_rev" not in options:
+        return None
+    return to_tuple(options["destination_rev"], default=())
+
+
+def has_destination(context: EnvironmentContext) -> bool:
+    """Return whether a command writes, before it is configured."""
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
+
+
+def offline_steps(context: EnvironmentContext) -> Callable[..., list[Any]]:
+    """Return the function that chooses the steps of a configured offline command."""
+    choose = context.get_context().opts["fn"]
+    return lambda *state: with_discards(choose(*state), context.script)
+
+
+def x_arguments(config: Config) -> dict[str, str]:
+    """Return the values of `-x name=value`, which Alembic parses in env.py only."""
+    given = getattr(config.cmd_opts, "x", None) or []
+    return {name: value for name, _, value in (item.partition("=") for item in given)}
+
+
+def with_discards(steps: Iterable[Any], directory: ScriptDirectory) -> list[Any]:
+    """Return the same steps. Each downgrade first discards the leftovers of its successors.
+
+    A revision that is not one transaction defines `discard_partial_upgrade()`. If its upgrade was
+    interrupted, parts of it exist while the database is at the revision below.
+    """
+    steps = list(steps)
+    downgrades = [s for s in steps if isinstance(s, RevisionStep) and s.is_downgrade]
+    downgraded = {step.revision.revision for step in downgrades}
+    for step in downgrades:
+        successors = sorted(step.revision.nextrev - downgraded)
+        modules = [directory.get_revision(successor).module for successor in successors]
+        discards = [getattr(module, "discard_partial_upgrade", None) for module in modules]
+        step.migration_fn = _after([one for one in discards if one], step.migration_fn)
+    return steps
+
+
+def _after(discards: list[Callable[[], None]], downgrade: Callable[..., None]) -> Any:  # noqa: ANN401 - a function of a revision
+    @wraps(downgrade)
+    def run(**keywords: Any) -> None:  # noqa: ANN401 - passed on to the revision
+        for discard in discards:
+            discard()
+        downgrade(**keywords)
+
+    return run

@@ -1,0 +1,61 @@
+"""Open the connections of a run."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._postgres.urls import connection_finding
+from langfuse_schema._runtime import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import URL
+
+    from langfuse_schema._runtime.options import Options
+
+APPLICATION_NAME = "langfuse-schema"
+"""The name in pg_stat_activity, unless the URL has another."""
+
+
+@contextmanager
+def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
+    """Open a connection, in a transaction with the settings of a run.
+
+    The settings hold for this transaction only. Behind a pooler in transaction mode, other clients
+    use the same session.
+    """
+    named = "application_name" in url.query
+    connect_args = {} if named else {"application_name": APPLICATION_NAME}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args)
+    with _opened(engine) as connection:
+        # Alembic reads tables without a schema from here, whatever the role's search_path is.
+        connection.dialect.default_schema_name = "public"
+        settings.set_locally(connection, options.lock_timeout)
+        yield connection
+
+
+@contextmanager
+def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connection]:
+    """Open a connection of a program's engine like `connect`, and discard it at the end."""
+    with _opened(engine) as connection:
+        # The engine can be in AUTOCOMMIT mode, and a revision is a transaction.
+        connection.execution_options(isolation_level="READ COMMITTED")
+        settings.set_locally(connection, options.lock_timeout)
+        try:
+            yield connection
+        finally:
+            # The settings of the run must not return to the program's pool.
+            connection.invalidate()
+
+
+def _opened(engine: sa.Engine) -> sa.Connection:
+    try:
+        return engine.connect()
+    except DBAPIError as error:
+        raise SchemaError(connection_finding(engine.url, error)) from error

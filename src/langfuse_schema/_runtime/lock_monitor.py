@@ -1,0 +1,170 @@
+"""Monitor a run: the sessions that block it, and the progress of its index builds.
+
+PostgreSQL reports blocking sessions only while a backend waits, and a backend that builds an
+index answers no query. So a thread reads both over a second connection, ten times a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from langfuse_schema._postgres import sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+    from langfuse_schema._runtime.options import Options
+
+log = logging.getLogger("langfuse_schema")
+
+_INTERVAL_SECONDS = 0.1
+_FIRST_REPORT_SECONDS = 1.0
+_LINE_SECONDS = 10.0
+_END_SECONDS = 0.1  # for the thread, when the run is over
+
+_STATE = """
+SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', p.phase,
+       CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END,
+       CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END
+FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
+WHERE a.pid = %s
+"""
+
+_WAITING_FOR = f"""
+SELECT (SELECT n.nspname || '.' || c.relname FROM pg_locks AS l
+        JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE l.pid = %s AND NOT l.granted LIMIT 1),
+       b.pid, {sessions.COLUMNS}
+FROM unnest(pg_blocking_pids(%s)) AS b (pid) LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
+ORDER BY b.pid
+"""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A wait of a backend: the locked table, or None for old snapshots, and the sessions."""
+
+    table: str | None
+    sessions: tuple[str, ...]
+
+
+class LockMonitor:
+    """The monitor of a backend.
+
+    Attributes:
+        last_wait: the newest wait for other sessions.
+        gave_up: whether it cancelled a build that waited for longer than lock_deadline.
+    """
+
+    def __init__(
+        self, connection: Connection, pid: int, options: Options, *, terminal: bool
+    ) -> None:
+        """Start to monitor the backend with this pid."""
+        self.last_wait: Wait | None = None
+        self.gave_up = False
+        self._connection = connection
+        self._deadline = options.lock_deadline
+        self._terminal = terminal
+        self._logged_at = float("-inf")
+        self._pid = pid
+        self._interval = min(_INTERVAL_SECONDS, options.lock_timeout / 4)
+        self._waiting_since: float | None = None
+        self._build: tuple[str, float] | None = None
+        self._ended = threading.Event()
+        self._connected = False
+        self._failed = False
+        # A daemon: behind a full pooler it can wait for its connection indefinitely.
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def blocking(self) -> str:
+        """Return one line for each session that blocks the run."""
+        if self.last_wait:
+            return "\n".join(self.last_wait.sessions)
+        if self._failed:
+            return "an unknown session, because a second connection was not available"
+        return "a session that ended before it could be read"
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ended.set()
+        if self._connected:
+            self._thread.join(_END_SECONDS)
+
+    @contextmanager
+    def build(self, table: str) -> Iterator[None]:
+        """Report the progress of an index build, and bound its waits."""
+        self._waiting_since = None
+        self._logged_at = float("-inf")
+        self._build = (table, time.monotonic())
+        try:
+            yield
+        finally:
+            self._build = None
+            if self._terminal:
+                _overwrite("")
+
+    def _run(self) -> None:
+        # Most runs end before the first interval, and need no second connection.
+        if self._ended.wait(self._interval):
+            return
+        try:
+            with (
+                sessions.second_connection(self._connection) as driver_connection,
+                driver_connection.cursor() as cursor,
+            ):
+                self._connected = True
+                self._read(cursor)
+                while not self._ended.wait(self._interval):
+                    self._read(cursor)
+        except Exception as error:  # noqa: BLE001 - a run continues without a monitor
+            self._failed = True
+            log.debug("the lock monitor stopped: %s", error)
+
+    def _read(self, cursor: Any) -> None:  # noqa: ANN401 - of psycopg2, which has no types, or psycopg
+        build = self._build
+        cursor.execute(_STATE, (self._pid,))
+        waiting, phase, total, done = cursor.fetchone() or (False, None, 0, 0)
+        if waiting:
+            self._read_wait(cursor)
+        else:
+            self._waiting_since = None
+        if build is None or build is not self._build:
+            return
+        table, started = build
+        if self._waiting_since and time.monotonic() - self._waiting_since > self._deadline:
+            self.gave_up = True
+            cursor.execute("SELECT pg_cancel_backend(%s)", (self._pid,))
+        elapsed = time.monotonic() - started
+        if elapsed >= _FIRST_REPORT_SECONDS:
+            percent = f", {100 * done // total} %" if total and not waiting else ""
+            wait = f" ({'; '.join(self.last_wait.sessions)})" if waiting and self.last_wait else ""
+            self._report(f"{table}: {phase or 'waiting'}{percent}, {elapsed:.0f} s{wait}")
+
+    def _read_wait(self, cursor: Any) -> None:  # noqa: ANN401 - as above
+        cursor.execute(_WAITING_FOR, (self._pid, self._pid))
+        rows = cursor.fetchall()
+        if rows:
+            self._waiting_since = self._waiting_since or time.monotonic()
+            self.last_wait = Wait(rows[0][0], tuple(sessions.described(row[1:]) for row in rows))
+
+    def _report(self, progress: str) -> None:
+        """Overwrite the line on a terminal, else log one every 10 s."""
+        if self._terminal:
+            _overwrite(progress)
+        elif time.monotonic() - self._logged_at >= _LINE_SECONDS:
+            log.info(progress)
+            self._logged_at = time.monotonic()
+
+
+def _overwrite(line: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{line}")
+    sys.stderr.flush()

@@ -1,0 +1,124 @@
+"""The contract with Alembic: its private interfaces behave as `alembic_internals` expects."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+import alembic
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from langfuse_schema._history.chain import config_file
+from langfuse_schema._runtime import alembic_internals as internals
+from tests.helpers.databases import CORE, HEAD, LINKS, REVISIONS, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from alembic.runtime.environment import EnvironmentContext
+
+OLDEST = "1.18.5"
+
+
+def captured(command_name: str, *arguments: Any, **options: Any) -> EnvironmentContext:
+    """The context of a command, as env.py sees it, configured offline."""
+    config = Config(config_file(), output_buffer=io.StringIO())
+    seen: list[EnvironmentContext] = []
+
+    def record(context: EnvironmentContext) -> None:
+        context.configure(dialect_name="postgresql")
+        seen.append(context)
+
+    original = ScriptDirectory.run_env
+    try:
+        ScriptDirectory.run_env = lambda _: record(  # type: ignore[method-assign] # restored below
+            alembic.context._proxy  # type: ignore[attr-defined] # the context behind the module
+        )
+        getattr(command, command_name)(config, *arguments, **options)
+    finally:
+        ScriptDirectory.run_env = original  # type: ignore[method-assign]
+    return seen[0]
+
+
+def test_steps_of_upgrade_are_the_pending_revisions() -> None:
+    context = captured("upgrade", "head", sql=True)
+    steps = internals.steps_after(context, ())
+    assert steps.revisions == REVISIONS
+    assert steps.only_upgrades
+    assert not steps.purge
+    assert internals.steps_after(context, (HEAD,)).revisions == ()
+
+
+def test_remaining_steps_are_removed_when_the_next_is_requested() -> None:
+    steps = internals.steps_after(captured("upgrade", "head", sql=True), ())
+    for number, _ in enumerate(steps.remaining()):
+        assert len(steps.steps) == len(REVISIONS) - number
+    assert not steps
+
+
+def test_downgrade_runs_discard_of_successor_first() -> None:
+    context = captured("downgrade", f"{CORE}:base", sql=True)
+    (step,) = internals.steps_after(context, (CORE,)).steps
+    assert step.migration_fn.__name__ == "downgrade"
+    calls: list[str] = []
+    module = context.script.get_revision(LINKS).module
+    before = module.discard_partial_upgrade
+    module.discard_partial_upgrade = lambda: calls.append("discard")
+    step = internals.with_discards(
+        context.get_context().opts["fn"]((CORE,), context.get_context()), context.script
+    )[0]
+    module.discard_partial_upgrade = before
+    with pytest.raises(Exception):  # noqa: B017, PT011 - without a database only the order counts
+        step.migration_fn()
+    assert calls == ["discard"]
+
+
+def test_downgrade_of_both_discards_nothing() -> None:
+    context = captured("downgrade", f"{LINKS}:base", sql=True)
+    steps = internals.steps_after(context, (LINKS,)).steps
+    assert [step.revision.revision for step in steps] == [LINKS, CORE]
+    successors = [step.revision.nextrev for step in steps]
+    assert successors[1] == frozenset([LINKS])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("upgrade", ("head",), ("head",)),
+        ("stamp", ("head",), ("head",)),
+        ("current", (), None),
+    ],
+)
+def test_destinations_distinguish_commands_that_write(
+    name: str, arguments: tuple[str, ...], expected: tuple[str, ...] | None
+) -> None:
+    options = {} if name == "current" else {"sql": True}
+    context = captured(name, *arguments, **options)
+    assert internals.destinations(context) == expected
+    assert internals.has_destination(context) == (expected is not None)
+    assert not internals.purges(context)
+
+
+def test_x_arguments_are_read_before_env_py() -> None:
+    from argparse import Namespace
+
+    config = Config(config_file(), cmd_opts=Namespace(x=["url=a=b", "embedded=true"]))
+    assert internals.x_arguments(config) == {"url": "a=b", "embedded": "true"}
+    assert internals.x_arguments(Config(config_file())) == {}
+
+
+@pytest.mark.slow
+def test_contract_holds_with_the_oldest_alembic(tmp_path: Path) -> None:
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps")
+    installed = run(*pip, f"--target={tmp_path}", f"alembic=={OLDEST}")
+    assert installed.code == 0, installed.stderr
+    version = run(sys.executable, "-c", "import alembic; print(alembic.__version__)",
+                  PYTHONPATH=str(tmp_path))  # fmt: skip
+    assert version.stdout.strip() == OLDEST
+    pytest_command = (sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider")
+    outcome = run(*pytest_command, __file__, PYTHONPATH=str(tmp_path))
+    assert outcome.code == 0, outcome.stdout

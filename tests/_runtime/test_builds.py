@@ -1,0 +1,207 @@
+"""Indexes are built online, whatever stands there, and the wait for others has an end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from alembic.util import CommandError
+
+from langfuse_schema import migrations
+from langfuse_schema._checks import preflight
+from langfuse_schema._postgres.findings import SchemaError
+from tests.helpers.databases import (
+    BUILDING,
+    CHECKOUT,
+    CORE,
+    LINKS,
+    SUPERUSER,
+    Database,
+    alembic,
+    environment,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INDEX = "idx_reflections_langfuse_trace_id"
+
+COLUMN = """ALTER TABLE reflections ADD COLUMN langfuse_trace_id uuid
+    REFERENCES langfuse_traces (trace_id) ON DELETE SET NULL"""
+
+
+def oid(database: Database) -> int:
+    return int(database.execute(f"SELECT '{INDEX}'::regclass::oid")[0][0])
+
+
+def invalidate(database: Database, index: str = INDEX) -> None:
+    database.execute(
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index}'::regclass", SUPERUSER
+    )
+
+
+def is_valid(database: Database) -> bool:
+    return bool(
+        database.execute(f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{INDEX}'::regclass")[
+            0
+        ][0]
+    )
+
+
+@contextmanager
+def long_transaction(database: Database) -> Iterator[None]:
+    """Somebody reads something else in a long transaction, like pg_dump."""
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        yield
+        reader.exec_driver_sql("ROLLBACK")
+
+
+@pytest.mark.parametrize("shape", ["(langfuse_trace_id)", "(user_id)"])
+def test_upgrade_rebuilds_invalid_index(database: Database, shape: str) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(f"CREATE INDEX {INDEX} ON reflections {shape}")
+    invalidate(database)
+    before = oid(database)
+    migrations.upgrade(database.url, LINKS)
+    assert oid(database) != before
+    assert is_valid(database)
+
+
+def test_upgrade_keeps_valid_index_of_operator(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id)")
+    before = oid(database)
+    migrations.upgrade(database.url, LINKS)
+    assert oid(database) == before
+
+
+WRONG = {
+    "other column": f"CREATE INDEX {INDEX} ON reflections (user_id)",
+    "other method": f"CREATE INDEX {INDEX} ON reflections USING hash (langfuse_trace_id)",
+    "partial": f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id) WHERE mood > 1",
+    "unique": f"CREATE UNIQUE INDEX {INDEX} ON reflections (langfuse_trace_id)",
+    "other table": f"CREATE INDEX {INDEX} ON ai_coach_messages (user_id)",
+    "no index": f"CREATE TABLE {INDEX} (id int)",
+}
+
+
+@pytest.mark.parametrize("found_by", ["preflight", "the build itself"])
+@pytest.mark.parametrize("planted", WRONG.values(), ids=WRONG)
+def test_upgrade_refuses_index_of_another_shape(
+    database: Database, planted: str, found_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    database.execute(planted)
+    before = database.catalog()
+    if found_by == "the build itself":
+        monkeypatch.setattr(preflight, "check", lambda *_: [])
+    with pytest.raises(CommandError, match=INDEX):
+        migrations.upgrade(database.url, LINKS)
+    after = database.catalog()
+    if found_by == "preflight":
+        assert after == before
+    assert after.tables["public.reflections"] == before.tables["public.reflections"]
+
+
+def test_upgrade_waits_for_index_build_of_operator(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute(COLUMN)
+    with long_transaction(database):
+        build = threading.Thread(
+            target=database.execute,
+            args=(f"CREATE INDEX CONCURRENTLY {INDEX} ON reflections (langfuse_trace_id)",),
+        )
+        build.start()
+        while not database.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid")[0][0]:
+            time.sleep(0.01)
+        before = oid(database)
+        upgrade = threading.Thread(target=migrations.upgrade, args=(database.url, LINKS))
+        upgrade.start()
+        time.sleep(2.0)
+    build.join()
+    upgrade.join()
+    assert oid(database) == before
+    assert is_valid(database)
+
+
+def test_index_build_stops_at_lock_deadline(database: Database) -> None:
+    with long_transaction(database):
+        outcome = alembic(database, "-x", "lock_deadline=1s", "upgrade", "head")
+    assert outcome.code != 0
+    assert "table-locked" in outcome.stderr
+    assert "SELECT 1 FROM pg_class" in outcome.stderr
+    migrations.upgrade(database.url)
+    assert is_valid(database)
+
+
+def test_index_build_stops_at_lock_deadline_without_lock_monitor(database: Database) -> None:
+    """The role may have one connection only, so that nothing can be asked beside the build."""
+    migrations.upgrade(database.url, CORE)
+    role = f"lonely_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1 IN ROLE postgres", SUPERUSER)
+    try:
+        with long_transaction(database), pytest.raises(SchemaError) as refused:
+            migrations.upgrade(database.as_user(role), lock_timeout=0.1, lock_deadline=0.5)
+        (finding,) = refused.value.findings
+        assert (finding.code, finding.object) == ("table-locked", "public.ai_coach_messages")
+        assert "a second connection was not available" in str(finding.cause)
+        assert finding.message == "could not lock public.ai_coach_messages within 0.5 s"
+    finally:
+        database.execute(f"DROP ROLE {role}", SUPERUSER)
+
+
+def test_index_build_prints_one_progress_line_after_one_second(database: Database) -> None:
+    with long_transaction(database):
+        process = upgrade_on(database, subprocess.PIPE)
+        until(database, BUILDING)
+        time.sleep(2.0)
+    _, printed = process.communicate()
+    assert process.returncode == 0, printed
+    lines = [line for line in printed.decode().splitlines() if "waiting for old snapshots" in line]
+    assert len(lines) == 1, "one line in ten seconds"
+    assert "public.ai_coach_messages: " in lines[0]
+    assert "\r" not in printed.decode()
+
+
+def test_index_build_updates_one_progress_line_on_terminal(database: Database) -> None:
+    parent_end, child_end = pty.openpty()
+    with long_transaction(database):
+        process = upgrade_on(database, child_end)
+        os.close(child_end)
+        until(database, BUILDING)
+        time.sleep(2.0)
+    printed = b""
+    while part := read(parent_end):
+        printed += part
+    os.close(parent_end)
+    assert process.wait() == 0
+    updates = printed.decode().split("\r\x1b[K")
+    assert len([update for update in updates if "waiting for old snapshots" in update]) > 2
+
+
+def upgrade_on(database: Database, stderr: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=CHECKOUT,
+        env=environment(DATABASE_URL=database.text),
+        stderr=stderr,
+    )
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # how Linux says that nobody has the other end open any more
+        return b""

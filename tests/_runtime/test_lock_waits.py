@@ -1,0 +1,207 @@
+"""Others do not wait for us longer than one lock_timeout, and we wait for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from langfuse_schema import migrations, tables
+from langfuse_schema._postgres.findings import SchemaError
+from tests.helpers.canary import WRITES, canaries, held
+from tests.helpers.databases import (
+    AOI,
+    CHECKOUT,
+    CORE,
+    LINKS,
+    POLICIES,
+    SUPERUSER,
+    WAITING,
+    Database,
+    alembic,
+    environment,
+    until,
+)
+
+LOCK_TIMEOUT = 0.5
+ALLOWANCE = 0.2
+END_SECONDS = 5.0
+
+
+def start(database: Database, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=CHECKOUT,
+        env=environment(DATABASE_URL=database.text),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_short_waits(
+    database: Database, direction: str, held_tables: tuple[str, ...], seconds: float
+) -> None:
+    """Migrate while tables are held, the second from a little later on."""
+    if direction == "downgrade":
+        migrations.upgrade(database.url)
+    target = "head" if direction == "upgrade" else "base"
+    with canaries(database) as watching, ExitStack() as holders:
+        for table in held_tables[:1]:
+            holders.enter_context(held(database, table))
+        time.sleep(1.0)
+        own_worst = max(canary.worst for canary in watching.values())
+        process = start(database, direction, target)
+        if held_tables:
+            until(database, WAITING)
+        began = time.monotonic()
+        for table in held_tables[1:]:
+            time.sleep(1.0)
+            holders.enter_context(held(database, table))
+        time.sleep(max(0.0, began + seconds - time.monotonic()))
+        holders.close()
+        released = time.monotonic()
+        _, message = process.communicate()
+        ended = time.monotonic() - released
+        worst = {table: round(canary.worst, 3) for table, canary in watching.items()}
+    assert process.returncode == 0, message
+    print(f"{direction} {held_tables}: own {own_worst:.3f} s, {worst}, ended {ended:.1f} s after")
+    assert max(worst.values()) <= own_worst + LOCK_TIMEOUT + ALLOWANCE
+    assert ended <= END_SECONDS or not held_tables
+
+
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+def test_other_sessions_wait_at_most_one_lock_timeout(database: Database, direction: str) -> None:
+    assert_short_waits(database, direction, ("reflections", "auth.users"), 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+@pytest.mark.parametrize(
+    "held_tables",
+    [
+        *((table,) for table in WRITES),
+        ("auth.users", "auth.users"),
+        ("ai_coach_messages", "reflections"),
+        ("reflections", "auth.users"),
+        ("auth.users", "encouragement_messages"),
+    ],
+    ids=" and ".join,
+)
+def test_other_sessions_wait_at_most_one_lock_timeout_for_ten_seconds(
+    database: Database, direction: str, held_tables: tuple[str, ...]
+) -> None:
+    assert_short_waits(database, direction, held_tables, 10.0)
+
+
+@pytest.mark.slow
+def test_index_build_blocks_no_writer_of_large_table(database: Database) -> None:
+    """How much less than the timeouts it is, benchmarks/live.py measures."""
+    for table in tables.APP_TABLES:
+        database.execute(
+            f"INSERT INTO {table} (user_id, body)"
+            f" SELECT '{AOI}', 'x' FROM generate_series(1, 100000)"
+        )
+    assert_short_waits(database, "upgrade", (), 0.0)
+
+
+def test_upgrade_reports_blocking_session_at_lock_deadline(database: Database) -> None:
+    with held(database, "encouragement_messages") as holder:
+        outcome = alembic(
+            database, "-x", "lock_deadline=1s", "-x", "lock_timeout=200ms", "upgrade", "head"
+        )
+        assert outcome.code != 0
+        for message in (
+            "error[table-locked]: could not lock public.encouragement_messages within 1 s",
+            f"pid {holder.info.backend_pid} (supabase_admin, nightly report)",
+            f"the database is at {CORE}",
+            "Then run the same command again.",
+        ):
+            assert message in outcome.stderr
+        # Another role's query is not shown to the role that migrates.
+        assert "insufficient privilege" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+    (column,) = database.execute(
+        "SELECT count(*) FROM pg_attribute WHERE attname = 'langfuse_trace_id'"
+        " AND attrelid = 'ai_coach_messages'::regclass"
+    )
+    assert column == (1,), "what was finished stays finished"
+    migrations.upgrade(database.url)
+
+
+def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Database) -> None:
+    migrations.upgrade(database.url)
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 1 FROM langfuse_scores; SELECT 'payroll'")
+        with pytest.raises(
+            SchemaError, match=r"a transaction open for . s, idle.*payroll"
+        ) as stopped:
+            migrations.downgrade(database.url, "base", lock_timeout=0.2, lock_deadline=0.5)
+        holder.exec_driver_sql("ROLLBACK")
+    assert stopped.value.findings[0].code == "table-locked"
+
+
+@pytest.mark.parametrize(
+    ("command", "origin", "steps", "reached"),
+    [("upgrade", "base", "+2", LINKS), ("downgrade", POLICIES, "-2", CORE)],
+)
+def test_relative_target_is_unchanged_by_lock_retries(
+    database: Database, command: str, origin: str, steps: str, reached: str
+) -> None:
+    if origin != "base":
+        migrations.upgrade(database.url, origin)
+    with held(database, "reflections"):
+        process = start(database, command, steps)
+        until(database, WAITING)
+        time.sleep(1.0)
+    _, message = process.communicate()
+    assert process.returncode == 0, message
+    assert "public.reflections is locked" in message
+    found = database.execute("SELECT version_num FROM langfuse_migrations.alembic_version")
+    assert found == [(reached,)]
+
+
+def test_upgrade_locks_at_most_one_app_table_at_a_time(database: Database) -> None:
+    """Asked after each statement, and of every lock that somebody who writes would feel."""
+    engine = sa.create_engine(database.url, poolclass=sa.NullPool)
+    names = ", ".join(f"'{name}'" for name in tables.APP_TABLES)
+    seen = set()
+
+    def record_locks(connection: sa.Connection, *_: Any) -> None:
+        pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        locked = database.execute(
+            "SELECT DISTINCT c.relname FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation"
+            f" WHERE l.pid = {pid} AND c.relname IN ({names}) AND l.mode IN"
+            " ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+        )
+        seen.add(tuple(name for (name,) in locked))
+
+    event.listen(engine, "after_cursor_execute", record_locks)
+    migrations.upgrade(engine)
+    assert seen == {(), *((name,) for name in tables.APP_TABLES)}
+
+
+def test_upgrade_at_head_succeeds_while_table_is_locked(database: Database) -> None:
+    migrations.upgrade(database.url)
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; LOCK TABLE langfuse_traces")
+        outcome = alembic(database, "-x", "lock_timeout=100ms", "upgrade", "head")
+        holder.exec_driver_sql("ROLLBACK")
+    assert outcome.code == 0
+    assert "nothing to do; a table is locked" in outcome.stderr
+
+
+def test_upgrade_waits_for_access_exclusive_lock_of_other_session(database: Database) -> None:
+    """Not even preflight can look at such a table."""
+    with database.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; LOCK TABLE reflections")
+        process = start(database, "upgrade", "head")
+        until(database, WAITING)
+        holder.exec_driver_sql("ROLLBACK")
+    _, message = process.communicate()
+    assert process.returncode == 0, message

@@ -1,0 +1,209 @@
+"""PgBouncer between us and the server: transaction mode is refused, session mode works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+
+from langfuse_schema import migrations
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._runtime import runner_lock
+from tests.helpers.databases import Database, langfuse_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PGBOUNCER = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
+
+if PGBOUNCER is None and os.environ.get("CI") != "true":
+    pytest.skip("pgbouncer is not installed (Debian: pgbouncer)", allow_module_level=True)
+
+PORT = 6543  # the name of a socket file only
+
+
+@contextmanager
+def pooler(database: Database, folder: Path, mode: str, size: int) -> Iterator[Database]:
+    """Run PgBouncer in front of a database; what it yields is that database through it."""
+    assert PGBOUNCER, "pgbouncer is not installed"
+    socket = Path(tempfile.mkdtemp(prefix=f"{mode}-", dir=folder))
+    url = database.url
+    users = socket / "users"
+    users.write_text('"postgres" ""\n')
+    settings = socket / "ini"
+    settings.write_text(
+        f"[databases]\n* = host={url.query['host']} port={url.query['port']}\n"
+        f"[pgbouncer]\nlisten_port = {PORT}\nunix_socket_dir = {socket}\n"
+        f"auth_type = trust\nauth_file = {users}\npool_mode = {mode}\n"
+        f"default_pool_size = {size}\nmax_client_conn = 200\nlogfile = {socket}/log\n"
+    )
+    as_root = os.geteuid() == 0
+    if as_root:
+        shutil.chown(socket, "nobody", "nogroup")
+    process = subprocess.Popen(
+        [PGBOUNCER, "-q", str(settings)],
+        user="nobody" if as_root else None,
+        group="nogroup" if as_root else None,
+        extra_groups=[] if as_root else None,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(socket / f".s.PGSQL.{PORT}")
+        yield Database(url.set(query={"host": str(socket), "port": str(PORT)}))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
+@contextmanager
+def other_clients(through: Database, number: int, *, reconnect: bool) -> Iterator[None]:
+    """Keep a pooler busy with short transactions; in session mode each has its turn."""
+    done = threading.Event()
+    url = through.url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+    def transact(connection: psycopg.Connection) -> None:
+        connection.execute("SELECT pg_sleep(0.002)")
+        connection.commit()
+
+    def work() -> None:
+        while not done.is_set():
+            with psycopg.connect(url, prepare_threshold=None) as connection:
+                transact(connection)
+                while not (reconnect or done.is_set()):
+                    transact(connection)
+
+    threads = [threading.Thread(target=work) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def advisory_locks(database: Database) -> int:
+    return int(database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")[0][0])
+
+
+def assert_refused(database: Database, through: Database) -> None:
+    before = database.catalog()
+    with pytest.raises(SchemaError) as refused:
+        migrations.upgrade(through.url)
+    (finding,) = refused.value.findings
+    assert finding.code == "connection-pooled"
+    assert "5432" in str(finding.advice)
+    assert "session mode" in str(finding.advice)
+    assert advisory_locks(database) == 0
+    assert database.catalog() == before
+
+
+def assert_settings_untouched(through: Database, size: int) -> None:
+    """Look at as many backends of a pool as it has, all at once."""
+    engine = sa.create_engine(through.url, poolclass=sa.NullPool)
+    connections = [engine.connect() for _ in range(size)]
+    try:
+        for connection in connections:
+            found = connection.exec_driver_sql(
+                "SELECT current_setting('lock_timeout'), current_setting('search_path')"
+            ).one()
+            assert tuple(found) == ("0", '"$user", public')
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_upgrade_refuses_transaction_mode_and_keeps_backend_settings(
+    database: Database, scratch: Path, size: int
+) -> None:
+    with pooler(database, scratch, "transaction", size) as through:
+        assert_refused(database, through)
+        outcome = langfuse_schema(through, "upgrade", "head")
+        assert outcome.code != 0
+        assert "connection-pooled" in outcome.stderr
+        assert_settings_untouched(through, size)
+        preflight = langfuse_schema(through, "preflight")
+        assert preflight.code == 1
+        assert "connection-pooled" in preflight.stdout
+
+
+def test_read_only_commands_succeed_in_transaction_mode(database: Database, scratch: Path) -> None:
+    migrations.upgrade(database.url)
+    with pooler(database, scratch, "transaction", 2) as through:
+        assert langfuse_schema(through, "current").code == 0
+        assert langfuse_schema(through, "check").code == 0
+        assert langfuse_schema(through, "upgrade", "head").code == 0, "there is nothing to do"
+        assert_settings_untouched(through, 2)
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_upgrade_and_downgrade_succeed_in_session_mode(
+    database: Database, scratch: Path, size: int
+) -> None:
+    with pooler(database, scratch, "session", size) as through:
+        migrations.upgrade(through.url)
+        migrations.downgrade(through.url, "base")
+    assert advisory_locks(database) == 0
+
+
+def test_runner_lock_stops_upgrade_when_pooler_detection_misses_pooler(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_lock, "_try", lambda _: True)
+    with pytest.raises(SchemaError, match="runner-lock-lost"):
+        migrations.upgrade(database.url)
+    assert "public.langfuse_traces" not in database.catalog().tables
+
+
+TRIES = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("clients", [0, 8, 30])
+def test_upgrade_refuses_transaction_mode_on_every_try(
+    database: Database, scratch: Path, clients: int, size: int
+) -> None:
+    with (
+        pooler(database, scratch, "transaction", size) as through,
+        other_clients(through, clients, reconnect=False),
+    ):
+        for _ in range(TRIES):
+            assert_refused(database, through)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("clients", [0, 8, 30])
+def test_upgrade_and_downgrade_succeed_in_session_mode_on_every_try(
+    database: Database, scratch: Path, clients: int, size: int
+) -> None:
+    with (
+        pooler(database, scratch, "session", size) as through,
+        other_clients(through, clients, reconnect=True),
+    ):
+        for _ in range(TRIES // 2):
+            migrations.upgrade(through.url)
+            assert "public.langfuse_traces" in database.catalog().tables
+            migrations.downgrade(through.url, "base")
+            assert "public.langfuse_traces" not in database.catalog().tables
+        assert advisory_locks(database) == 0

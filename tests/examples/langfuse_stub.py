@@ -1,0 +1,94 @@
+"""A server that answers as Langfuse's scores API does, and remembers what it was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TIMEOUT = "timeout"
+DROP = "drop"
+
+BODIES: dict[int, dict[str, Any]] = {
+    202: {"message": "Accepted"},
+    207: {"accepted": 0, "rejected": 1, "errors": [{"message": "comment is too long"}]},
+    400: {"message": "Invalid request data"},
+    401: {"message": "Invalid credentials"},
+    429: {"message": "Rate limit exceeded"},
+    500: {"message": "Internal Server Error"},
+}
+
+
+class LangfuseStub:
+    """What arrived, and what to answer."""
+
+    def __init__(self) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.kept: list[dict[str, Any]] = []
+        """Those that Langfuse has: answered with 202, or got through before the answer was lost."""
+        self.answer: Callable[[dict[str, Any]], int | str] = lambda _: 202
+        self.released = threading.Event()
+        self.url = ""
+        self._lock = threading.Lock()
+
+    def identities(self) -> set[tuple[str, str, str]]:
+        """By what Langfuse tells scores apart: id, name and UTC date of the timestamp."""
+        return {identity(score) for score in self.kept}
+
+    def take(self, body: list[dict[str, Any]]) -> int | str:
+        (score,) = body
+        with self._lock:
+            self.received.append(score)
+            answer = self.answer(score)
+            if answer in (202, TIMEOUT, DROP):
+                self.kept.append(score)
+        return answer
+
+
+def identity(score: dict[str, Any]) -> tuple[str, str, str]:
+    moment = datetime.fromisoformat(score["timestamp"].replace("Z", "+00:00"))
+    return score["id"], score["name"], moment.astimezone(timezone.utc).date().isoformat()
+
+
+@contextmanager
+def langfuse_stub() -> Iterator[LangfuseStub]:
+    """Serve on a port of this machine until the end."""
+    stub = LangfuseStub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/api/public/scores"
+            answer = stub.take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if answer == TIMEOUT:
+                stub.released.wait(30)
+            if isinstance(answer, str):
+                self.close_connection = True
+                return
+            body = json.dumps(BODIES[answer]).encode()
+            self.send_response(answer)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    stub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield stub
+    finally:
+        stub.released.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()

