@@ -151,6 +151,23 @@ class TestCommandLine:
             assert f"\n    {name} " not in text
             assert langfuse_schema(None, name).code == 2
 
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("upgrade", ""),
+            ("downgrade", ""),
+            ("stamp", ""),
+            ("show", ""),
+            ("verify", "--revision", ""),
+            ("export", "directory", "--after", ""),
+        ],
+    )
+    def test_empty_revision_exits_2_without_traceback(self, command: tuple[str, ...]) -> None:
+        outcome = langfuse_schema(None, *command)
+        assert outcome.code == 2
+        assert "the revision is empty" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+
     def test_version_option_prints_package_version(self) -> None:
         assert (
             langfuse_schema(None, "--version").stdout

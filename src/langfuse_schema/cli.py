@@ -181,6 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not hasattr(options, "cmd"):
         line.parser.error("a command is missing; --help lists them")
+    given = [vars(options).get(name) for name in ("revision", "revisions", "rev", "after")]
+    if "" in given or [""] in given:
+        line.parser.error("the revision is empty; name one, such as head")
     sys.exit(_run(Config(config_file(), cmd_opts=options), options))
 
 

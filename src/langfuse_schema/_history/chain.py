@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from langfuse_schema import tables
 from langfuse_schema._history import snapshots
@@ -69,6 +70,8 @@ class History:
         Raises:
             CommandError: there is no such revision.
         """
+        if not name:
+            raise CommandError("the revision is empty")
         script = self._directory.get_revision(name)
         return script.revision if script else None
 
