@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.helpers.databases import HEAD, HISTORY
 from tests.helpers.databases import LINKS as LINKS_REVISION
 
 SUPERUSER = "supabase_admin"
@@ -64,6 +65,12 @@ OWN_TRACES = "Users can view their own traces"
 OWN_SCORES = "Users can view scores for their traces"
 ADD_SCORES = "Users can insert scores for their traces"
 
+REFERENCES_TO_TRACES = tuple(
+    f"{name}: {constraint.name}"
+    for name, table in HISTORY.schema(HEAD).items()
+    for constraint in table.constraints
+    if constraint.references == TRACES
+)
 SCORES_OF_TRACES = f"{SCORES}: langfuse_scores_trace_id_fkey"
 LINKS = tuple(
     f"public.{table}: {table}_langfuse_trace_id_fkey"
@@ -84,8 +91,7 @@ TABLE_MUTATIONS = (
     changed(
         f"DELETE FROM {SCORES}; DROP TABLE {TRACES} CASCADE",
         TRACES,
-        SCORES_OF_TRACES,
-        *LINKS,
+        *REFERENCES_TO_TRACES,
         f"{SCORES}: {OWN_SCORES}",
         f"{SCORES}: {ADD_SCORES}",
     ),
@@ -238,8 +244,7 @@ CONSTRAINT_MUTATIONS = (
     changed(
         f"ALTER TABLE {TRACES} DROP CONSTRAINT langfuse_traces_trace_id_key CASCADE",
         f"{TRACES}: langfuse_traces_trace_id_key",
-        SCORES_OF_TRACES,
-        *LINKS,
+        *REFERENCES_TO_TRACES,
     ),
     changed(f"ALTER TABLE {RUNS} ADD UNIQUE (started_at)", f"{RUNS}: {RUNS[7:]}_started_at_key"),
     changed(
