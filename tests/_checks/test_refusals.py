@@ -342,6 +342,7 @@ class TestExistingTables:
         outcome = langfuse_schema(database, "upgrade", "head")
         assert_reported(outcome, "revision-missing", "table-missing", "CREATE TABLE")
         assert "RENAME" not in outcome.stderr
+        assert "langfuse_scores FROM PUBLIC, anon, authenticated, service_role;" in outcome.stderr
         for finding in verify(database.url):
             for command in finding.fix:
                 if command.startswith("langfuse-schema "):

@@ -14,6 +14,7 @@ from langfuse_schema._postgres.compare import Aspect, Difference, compare_table
 from langfuse_schema._postgres.findings import counted, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Policy
 from langfuse_schema._postgres.repair_sql import repair_sql
+from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,15 +95,17 @@ def unrecorded_tables(found: Tables, history: History) -> Iterator[Finding]:
 
 
 def nearest_revision(found: Tables, history: History) -> tuple[str, int] | None:
-    """Return the revision whose schema is most similar to the actual tables.
+    """Return the most similar revision, the newest of several, and its differences in shape.
 
-    Returns:
-        The revision, the newest of several, and the number of differences in the shapes of
-        tables; None if most tables of the first revision are missing or lack a column.
+    Return None if most tables of the first revision are missing or lack a column.
     """
     distances = _distances(found, history)
-    nearest = min(reversed(distances), key=lambda revision: distances[revision], default=None)
+    nearest = _nearest(distances)
     return None if nearest is None else (nearest, distances[nearest][0])
+
+
+def _nearest(distances: dict[str, tuple[int, int]]) -> str | None:
+    return min(reversed(distances), key=lambda revision: distances[revision], default=None)
 
 
 def _distances(found: Tables, history: History) -> dict[str, tuple[int, int]]:
@@ -134,21 +137,20 @@ def later_revision(found: Tables, upgrade: Position) -> Iterator[Finding]:
     A revision that is not one transaction can be complete before it is recorded.
     """
     history, distances = upgrade.history, _distances(found, upgrade.history)
-    nearest = nearest_revision(found, history)
-    reached = upgrade.applied
-    if not history.is_one_transaction(upgrade.pending[0]):
-        reached = upgrade.pending[0]
+    nearest = _nearest(distances)
+    whole = history.is_one_transaction(upgrade.pending[0])
+    reached = upgrade.applied if whole else upgrade.pending[0]
     if (
         nearest
-        and history.position(nearest[0]) > history.position(reached)
-        and distances[nearest[0]] < distances.get(str(upgrade.applied), (1, 0))
+        and history.position(nearest) > history.position(reached)
+        and distances[nearest] < distances.get(str(upgrade.applied), (1, 0))
     ):
-        stamp = f"langfuse-schema stamp --purge {nearest[0]}"
+        stamp = f"langfuse-schema stamp --purge {nearest}"
         yield finding(
             "revision-behind",
             str(VERSION_TABLE),
-            found=f"revision {upgrade.applied}, while the tables are at {nearest[0]}",
-            expected=nearest[0],
+            found=f"revision {upgrade.applied}, while the tables are at {nearest}",
+            expected=nearest,
             fix=(stamp, "langfuse-schema verify"),
         )
 
@@ -171,10 +173,7 @@ _NAMED = text(
 def names_taken(connection: Connection, upgrade: Position, unrecorded: bool) -> Iterator[Finding]:
     """Find relations and types with the name of a new table or index.
 
-    Arguments:
-        connection: to the database; only read.
-        upgrade: of the database, with pending revisions.
-        unrecorded: whether `unrecorded_tables` reports the existing tables.
+    With `unrecorded`, `unrecorded_tables` reports the existing tables.
     """
     known = names(upgrade.before)
     needed = {name: table for name, table in names(upgrade.after).items() if name not in known}
@@ -243,7 +242,7 @@ def _conflict(
 
 
 def _repairable(difference: Difference) -> Finding:
-    return messages.finding_of(difference, repair_sql(difference))
+    return messages.finding_of(difference, repair_sql(difference, ("PUBLIC", *API_ROLES)))
 
 
 def _removal(table: Table, part: Part) -> str:

@@ -79,7 +79,9 @@ class _Comparison:
         expected = self._expected(self._target)
         recorded = ", ".join(database.revisions) if database.revisions else None
         right = not [*of_position, *of_version]
-        compared = self._differences(self._target) if position.compared else None
+        compared = differences if position.compared else None
+        if position.compared not in (None, self._target):
+            compared = self._differences(self._target)
         pairs = [
             (table, database.tables[name])
             for name, table in expected.items()
@@ -138,10 +140,9 @@ class _Comparison:
         target = self._target
         nearest = conflicts.nearest_revision(self._database.tables, self._history)
         adopted, number = (equal, 0) if equal or not nearest else nearest
-        upgrade = f"langfuse-schema upgrade {target}"
+        stamp, upgrade = f"langfuse-schema stamp {adopted}", f"langfuse-schema upgrade {target}"
         if adopted is None:
             return _Position(target, self._finding(upgrade))
-        stamp = f"langfuse-schema stamp {adopted}"
         commands = (stamp,) if adopted == target else (stamp, upgrade)
         return _Position(adopted, self._finding(*commands), first=number == 0)
 
