@@ -22,7 +22,7 @@ ALLOWED = {
     "_postgres": set(),
     "_history": {"_postgres", "tables"},
     "_runtime": {"_postgres"},
-    "_checks": {"_history", "_postgres", "tables"},
+    "_checks": {"_history", "_postgres", "operations", "tables"},
     "embedded": {"_postgres"},
     "creation": {"_history", "_postgres", "tables"},
     "migrations": {"_checks", "_history", "_postgres", "_runtime", "embedded", "tables"},

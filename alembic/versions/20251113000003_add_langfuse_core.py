@@ -6,11 +6,12 @@ Why: the plan's マイグレーション1. It creates the tables for traces of m
     and write.
 Locks: SHARE ROW EXCLUSIVE on auth.users. The wait is at most one lock_timeout, and the lock is
     held for a few milliseconds. Reads continue. Sign-ups and other writes wait that long.
+    Before it, SHARE UPDATE EXCLUSIVE, which no read or write waits for, cancels an autovacuum.
 Duration: milliseconds, independent of the number of rows.
 Reversible: yes. The downgrade drops the four tables with all their rows. It takes ACCESS
-    EXCLUSIVE on them and, last, on auth.users. Before that, it discards the leftovers of an
-    interrupted upgrade of the next revision. This takes ACCESS EXCLUSIVE on langfuse_traces and
-    the app's three tables.
+    EXCLUSIVE on them and, last, on auth.users. If an interrupted upgrade of the next revision
+    left columns, it drops them first, under ACCESS EXCLUSIVE on langfuse_traces and the app's
+    three tables.
 If interrupted: the transaction is rolled back, for an upgrade and a downgrade. Run the same
     command again.
 
@@ -46,6 +47,7 @@ INDEXES = (
 
 
 def upgrade() -> None:
+    operations.lock_tables({"auth.users": "SHARE ROW EXCLUSIVE"})
     create_traces()
     create_scores()
     create_batch_runs()

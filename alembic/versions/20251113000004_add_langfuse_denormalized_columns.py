@@ -5,7 +5,8 @@ Why: the plan's マイグレーション2. A message or a reflection refers dire
 Locks: for one app table at a time, SHARE ROW EXCLUSIVE on langfuse_traces, then ACCESS EXCLUSIVE
     on the app table. Both waits together are at most one lock_timeout. The locks are held for
     milliseconds, because the column has no default and the foreign key needs no scan. The index
-    is built CONCURRENTLY under SHARE UPDATE EXCLUSIVE, so reads and writes continue.
+    is built CONCURRENTLY under SHARE UPDATE EXCLUSIVE, so reads and writes continue. Before the
+    column, the same mode on both tables cancels an autovacuum.
 Duration: the index build grows with the rows of the app table. It waits for transactions that
     were open at its start.
 Reversible: yes. The downgrade drops the columns and their links in one transaction. It takes
@@ -31,6 +32,8 @@ of_plan = True
 
 APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
+LOCKED = {f"public.{table}": "ACCESS EXCLUSIVE" for table in ("langfuse_traces", *APP_TABLES)}
+
 
 def upgrade() -> None:
     for table in APP_TABLES:
@@ -42,31 +45,30 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    lock_tables()
+    operations.lock_tables(LOCKED)
     for table in reversed(APP_TABLES):
         op.drop_column(table, "langfuse_trace_id", schema="public", if_exists=True)
 
 
 def discard_partial_upgrade() -> None:
-    lock_tables()
-    # The column comes with its foreign key. A column without it belongs to the app.
+    operations.lock_tables(LOCKED, condition=" OR ".join(map(is_linked, APP_TABLES)))
     for table in reversed(APP_TABLES):
         op.execute(
             f"""
 DO $$
 BEGIN
-  IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('public.{table}')
-             AND conname = '{table}_langfuse_trace_id_fkey'
-             AND confrelid = to_regclass('public.langfuse_traces')) THEN
+  IF {is_linked(table)} THEN
     ALTER TABLE public.{table} DROP COLUMN langfuse_trace_id;
   END IF;
 END $$"""
         )
 
 
-def lock_tables() -> None:
-    locked = ("langfuse_traces", *APP_TABLES)
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in locked})
+def is_linked(table: str) -> str:
+    # The column comes with its foreign key. A column without it belongs to the app.
+    return f"""EXISTS (SELECT FROM pg_constraint WHERE conrelid = to_regclass('public.{table}')
+             AND conname = '{table}_langfuse_trace_id_fkey'
+             AND confrelid = to_regclass('public.langfuse_traces'))"""
 
 
 def add_column(table: str) -> None:

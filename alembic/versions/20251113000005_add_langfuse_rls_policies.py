@@ -4,7 +4,10 @@ Why: the plan's マイグレーション3. Users can read their own traces and t
     and add scores to them. The policies limit the rows. The grants give access to authenticated
     and service_role only, under all default privileges.
 Locks: ACCESS EXCLUSIVE on langfuse_traces and langfuse_scores. Both waits together are at most
-    one lock_timeout, and the locks are held for milliseconds.
+    one lock_timeout, and the locks are held for milliseconds. Before them, SHARE UPDATE EXCLUSIVE,
+    which no read or write waits for, cancels an autovacuum.
+    If supautils.policy_grants lists the role, supautils locks the listed tables at each policy
+    statement, as hosted Supabase does. They are then locked in the same budget, auth.users first.
 Duration: milliseconds, independent of the number of rows.
 Reversible: yes, without loss of data. The downgrade revokes the grants of authenticated together
     with the policies, so that it opens no row to more users.
@@ -79,4 +82,6 @@ def downgrade() -> None:
 
 
 def lock_tables() -> None:
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in USERS})
+    operations.lock_tables(
+        {f"public.{table}": "ACCESS EXCLUSIVE" for table in USERS}, policies=True
+    )

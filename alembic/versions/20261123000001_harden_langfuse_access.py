@@ -10,7 +10,10 @@ Why: beyond the plan. The plan's policies are correct, but they call auth.uid() 
     and IN do not. The list is also built to read the scores of one trace. docs/scaling.md has
     the measurements.
 Locks: ACCESS EXCLUSIVE on the four tables. All waits together are at most one lock_timeout, and
-    the locks are held for milliseconds.
+    the locks are held for milliseconds. Before them, SHARE UPDATE EXCLUSIVE, which no read or write
+    waits for, cancels an autovacuum.
+    If supautils.policy_grants lists the role, supautils locks the listed tables at each policy
+    statement, as hosted Supabase does. They are then locked in the same budget, auth.users first.
 Duration: milliseconds, independent of the number of rows.
 Reversible: yes, without loss of data. The downgrade restores the policies and the grants of
     20251113000005.
@@ -116,4 +119,6 @@ def downgrade() -> None:
 
 
 def lock_tables() -> None:
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for table in TABLES})
+    operations.lock_tables(
+        {f"public.{table}": "ACCESS EXCLUSIVE" for table in TABLES}, policies=True
+    )

@@ -51,6 +51,8 @@ INDEXES = (
     ),
 )
 
+LOCKED = {f"public.{table}": "ACCESS EXCLUSIVE" for _, table, *_ in INDEXES}
+
 
 def upgrade() -> None:
     for name, table, columns, where in INDEXES:
@@ -58,26 +60,27 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    lock_tables()
+    operations.lock_tables(LOCKED)
     for name, table, *_ in reversed(INDEXES):
         op.drop_index(name, table, schema="public", if_exists=True)
 
 
 def discard_partial_upgrade() -> None:
-    lock_tables()
-    # An index of that name on another table belongs to the app.
+    condition = " OR ".join(is_built(name, table) for name, table, *_ in INDEXES)
+    operations.lock_tables(LOCKED, condition=condition)
     for name, table, *_ in reversed(INDEXES):
         op.execute(
             f"""
 DO $$
 BEGIN
-  IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
-             AND indrelid = to_regclass('public.{table}')) THEN
+  IF {is_built(name, table)} THEN
     DROP INDEX public.{name};
   END IF;
 END $$"""
         )
 
 
-def lock_tables() -> None:
-    operations.lock_tables({f"public.{table}": "ACCESS EXCLUSIVE" for _, table, *_ in INDEXES})
+def is_built(name: str, table: str) -> str:
+    # An index of that name on another table belongs to the app.
+    return f"""EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
+             AND indrelid = to_regclass('public.{table}'))"""

@@ -13,7 +13,7 @@ from alembic.config import Config
 
 from langfuse_schema import tables
 from langfuse_schema._checks import preflight as checks
-from langfuse_schema._checks.requirements import long_transactions
+from langfuse_schema._checks.table_locks import holders
 from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
@@ -133,7 +133,7 @@ def preflight_report(config: Config) -> Report:
             if upgrade.pending:
                 findings += pooler_detection.detect(connection)
                 timeout = target.options.lock_timeout
-                findings += long_transactions(connection, upgrade, timeout)
+                findings += holders(connection, upgrade, timeout)
         return Report(applied, tuple(findings), facts)
 
 

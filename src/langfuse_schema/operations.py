@@ -23,40 +23,84 @@ COUNTED_ROWS = 1_000_000
 """The largest estimate at which `report_rows` counts the rows. A count takes longer above it."""
 
 
-def lock_tables(modes: Mapping[str, str]) -> None:
-    """Lock tables one by one, with all waits together within one lock_timeout.
+def lock_tables(
+    modes: Mapping[str, str], *, policies: bool = False, condition: str | None = None
+) -> None:
+    """Lock tables one by one, with all blocking waits together within one lock_timeout.
 
-    PostgreSQL applies lock_timeout to each wait separately, so five waits could block queries
-    five times as long. The rest of the transaction can wait for the rest of the time. A table is
-    skipped if it does not exist, or if the role lacks the privilege of LOCK TABLE.
-    https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT
-
-    Arguments:
-        modes: a mode of LOCK TABLE by `schema.table`, in the order of the locks.
+    See `locking` for the SQL and the arguments. The rest of the transaction, and a second call in
+    it, can wait for the rest of the time.
 
     Raises:
         DBAPIError: a lock was not available in time (SQLSTATE 55P03).
     """
-    op.execute(
-        f"""
+    op.execute(locking(modes, policies=policies, condition=condition))
+
+
+def locking(
+    modes: Mapping[str, str], *, policies: bool = False, condition: str | None = None
+) -> str:
+    """Return the statement that locks tables.
+
+    PostgreSQL applies lock_timeout to each wait separately, so five waits could block queries
+    five times as long. A table is skipped if it does not exist, or if the role lacks the privilege
+    of LOCK TABLE.
+    https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT
+
+    The first call in a transaction takes SHARE UPDATE EXCLUSIVE on every table before any other
+    lock. No read or write waits for it, so it may last longer than lock_timeout. PostgreSQL
+    cancels an autovacuum that blocks a lock for deadlock_timeout, unless it prevents wraparound.
+    https://www.postgresql.org/docs/current/routine-vacuuming.html#AUTOVACUUM
+
+    Arguments:
+        modes: a mode of LOCK TABLE by `schema.table`, in the order of the locks.
+        policies: whether the transaction runs CREATE, ALTER or DROP POLICY, or DROP TRIGGER.
+            For these, supautils locks the tables of its setting for the role. They are locked
+            here, `auth.users` first, because a sign-in locks them in that order.
+            https://github.com/supabase/supautils
+        condition: a condition in SQL; without it, no table is locked if it is false.
+    """
+    guard = f"IF NOT ({condition}) THEN\n    RETURN;\n  END IF;\n  " if condition else ""
+    of_platform = f"{_OF_PLATFORM}\n  " if policies else ""
+    return f"""
 DO $$
 DECLARE
   tables text[] := ARRAY{list(modes)};
   modes text[] := ARRAY{list(modes.values())};
   budget interval := current_setting('lock_timeout')::interval;
-  deadline timestamptz := clock_timestamp() + budget;
+  deadline timestamptz;
 BEGIN
-  FOR i IN 1 .. cardinality(tables) LOOP
-    CONTINUE WHEN to_regclass(tables[i]) IS NULL
-      OR NOT has_table_privilege(tables[i], 'UPDATE, DELETE, TRUNCATE');
-    EXECUTE format('LOCK TABLE %s IN %s MODE', tables[i]::regclass, modes[i]);
+  {guard}{of_platform}SELECT array_agg(name ORDER BY place), array_agg(mode ORDER BY place)
+    INTO tables, modes FROM unnest(tables, modes) WITH ORDINALITY AS given (name, mode, place)
+    WHERE has_table_privilege(to_regclass(name), 'UPDATE, DELETE, TRUNCATE');
+  IF coalesce(current_setting('langfuse_schema.has_locks', true), '') = '' THEN
+    IF budget > interval '0' THEN
+      PERFORM set_config('lock_timeout', (1000 * extract(epoch FROM greatest(budget,
+        current_setting('deadlock_timeout')::interval + interval '1 s')))::int || 'ms', true);
+    END IF;
+    FOR i IN 1 .. coalesce(cardinality(tables), 0) LOOP
+      EXECUTE format('LOCK TABLE %s IN SHARE UPDATE EXCLUSIVE MODE', tables[i]::regclass);
+    END LOOP;
+  END IF;
+  PERFORM set_config('langfuse_schema.has_locks', 'on', true);
+  deadline := clock_timestamp() + budget;
+  FOR i IN 1 .. coalesce(cardinality(tables), 0) + 1 LOOP
     IF budget > interval '0' THEN
       PERFORM set_config('lock_timeout', greatest(1, ceil(1000 *
         extract(epoch FROM deadline - clock_timestamp())))::text || 'ms', true);
     END IF;
+    CONTINUE WHEN tables[i] IS NULL;
+    EXECUTE format('LOCK TABLE %s IN %s MODE', tables[i]::regclass, modes[i]);
   END LOOP;
 END $$"""
-    )
+
+
+_OF_PLATFORM = """SELECT tables || array_agg(name ORDER BY name <> 'auth.users', name),
+      modes || array_agg('ACCESS EXCLUSIVE'::text) INTO tables, modes
+    FROM jsonb_array_elements_text(coalesce(nullif(current_setting(
+        'supautils.policy_grants', true), '')::jsonb -> current_user::text, '[]')) AS name
+    JOIN pg_namespace AS n ON n.nspname = split_part(name, '.', 1)
+    WHERE name <> ALL (tables) AND has_schema_privilege(n.oid, 'USAGE');"""
 
 
 def set_table_access(table: str, grants: Mapping[str, str]) -> None:
@@ -134,7 +178,7 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
     found = None if offline else _find_object(name)
     if found is not None and found.valid is False and found.table == table:
         # A running build holds this lock. An index that is INVALID after it is a leftover.
-        op.execute(f"LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE")
+        lock_tables({f"public.{table}": "SHARE UPDATE EXCLUSIVE"})
         found = _find_object(name)
     leftover = found is not None and found.table == table and not found.valid
     if found is not None and not leftover:

@@ -18,7 +18,7 @@ BEGIN
     SELECT *
     FROM (VALUES
       -- Migrations run as postgres, which is not a superuser.
-      ('postgres', 'LOGIN CREATEDB CREATEROLE BYPASSRLS'),
+      ('postgres', 'LOGIN CREATEDB CREATEROLE BYPASSRLS REPLICATION'),
       ('anon', 'NOLOGIN'),
       ('authenticated', 'NOLOGIN'),
       ('service_role', 'NOLOGIN BYPASSRLS'),
@@ -33,10 +33,24 @@ BEGIN
 END
 $$;
 
-GRANT anon, authenticated, service_role TO postgres;
+DO $$
+BEGIN
+  -- Before PostgreSQL 16, CREATEROLE includes the administration of other roles.
+  IF current_setting('server_version_num')::int >= 160000 THEN
+    GRANT anon, authenticated, service_role, authenticator TO postgres WITH ADMIN OPTION;
+  ELSE
+    GRANT anon, authenticated, service_role, authenticator TO postgres;
+  END IF;
+END
+$$;
+GRANT pg_monitor, pg_read_all_data, pg_signal_backend TO postgres;
 GRANT anon, authenticated, service_role TO authenticator;
+-- Supabase sets it for all roles, in the configuration of the server.
+ALTER ROLE postgres SET statement_timeout = '2min';
 ALTER ROLE anon SET statement_timeout = '3s';
 ALTER ROLE authenticated SET statement_timeout = '8s';
+ALTER ROLE authenticator SET statement_timeout = '8s';
+ALTER ROLE authenticator SET lock_timeout = '8s';
 
 -- Ownership --------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def as_text(report: Report) -> str:
         f"PostgreSQL {facts['server']}, database {facts['database']}, role {facts['role']},"
         f" revision {revision}, read in {facts['elapsed_milliseconds']} ms"
     )
-    for fact in ("extra_indexes", "column_order", "other_grants"):
+    for fact in ("extra_indexes", "column_order", "additional_row_security", "other_grants"):
         if facts[fact]:
             lines.append(f"{fact.replace('_', ' ')}: {', '.join(facts[fact])}")
     return "\n".join([*lines, counted(len(report.findings), "difference")])

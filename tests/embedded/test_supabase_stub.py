@@ -123,11 +123,26 @@ def test_api_role_has_supabase_attributes(
     ) == [attributes]
 
 
-def test_api_roles_have_supabase_statement_timeouts(restricted: URL) -> None:
+def test_roles_have_supabase_settings(restricted: URL) -> None:
     assert rows(
         restricted,
         "SELECT rolname, rolconfig FROM pg_roles WHERE rolconfig IS NOT NULL ORDER BY rolname",
-    ) == [("anon", ["statement_timeout=3s"]), ("authenticated", ["statement_timeout=8s"])]
+    ) == [
+        ("anon", ["statement_timeout=3s"]),
+        ("authenticated", ["statement_timeout=8s"]),
+        ("authenticator", ["statement_timeout=8s", "lock_timeout=8s"]),
+        ("postgres", ["statement_timeout=2min"]),
+    ]
+
+
+def test_postgres_role_can_read_all_and_signal_backends(restricted: URL) -> None:
+    roles = ["pg_monitor", "pg_read_all_data", "pg_signal_backend"]
+    for role in roles:
+        assert value(restricted, f"SELECT pg_has_role('postgres', '{role}', 'USAGE')")
+
+
+def test_postgres_role_administers_api_roles(restricted: URL) -> None:
+    assert rows(restricted, "CREATE ROLE app", "GRANT anon TO app", "SELECT 1") == [(1,)]
 
 
 @pytest.mark.parametrize("role", API_ROLES)

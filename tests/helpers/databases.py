@@ -196,6 +196,16 @@ def plan_sql(*revisions: str) -> str:
     return "\n".join(next(PLAN.glob(f"{revision}_*.sql")).read_text() for revision in revisions)
 
 
+@contextmanager
+def not_member(database: Database, role: str) -> Iterator[None]:
+    """Take a membership of postgres away; roles belong to the whole server."""
+    database.execute(f"REVOKE {role} FROM postgres", SUPERUSER)
+    try:
+        yield
+    finally:
+        database.execute(f"GRANT {role} TO postgres", SUPERUSER)
+
+
 def until(database: Database, condition: str) -> None:
     """Wait until a query of one value finds something that is true; a minute at most."""
     deadline = time.monotonic() + 60

@@ -484,7 +484,6 @@ REVISION_MUTATIONS = (
         f"{VERSION}: alembic_version_pkc",
     ),
     changed(f"ALTER TABLE {VERSION} SET UNLOGGED", VERSION),
-    changed(f"ALTER TABLE {VERSION} ENABLE ROW LEVEL SECURITY", VERSION),
 )
 
 MUTATIONS = (

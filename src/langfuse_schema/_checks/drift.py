@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import conflicts
+from langfuse_schema._checks import conflicts, platform_locks
 from langfuse_schema._checks.checklist import Checklist
 from langfuse_schema._checks.observation import Observation, observe
 from langfuse_schema._history.chain import VERSION_TABLE
@@ -76,6 +76,7 @@ class _Comparison:
         of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
         findings = [*of_version, *map(self._repairable, differences)]
         findings = [*of_position, *findings] if position.first else [*findings, *of_position]
+        findings = list(platform_locks.with_locks(findings, database.policy_tables))
         expected = self._expected(self._target)
         recorded = ", ".join(database.revisions) if database.revisions else None
         right = not [*of_position, *of_version]
@@ -94,6 +95,11 @@ class _Comparison:
             **database.facts,
             "extra_indexes": [index for pair in pairs for index in additional_indexes(*pair)],
             "column_order": [t.qualified_name for t, one in pairs if not same_column_order(t, one)],
+            "additional_row_security": [
+                table.qualified_name
+                for table, one in pairs
+                if one.row_security and not table.row_security
+            ],
             "other_grants": self._other_grants([table for _, table in pairs]),
             "elapsed_milliseconds": elapsed,
             "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from langfuse_schema._checks import platform_locks
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.objects import Grant
@@ -30,6 +31,7 @@ class Observation:
         revisions: the rows of the version table; None if the role cannot read it.
         schema_grants: the grants on the schema of the version table.
         schema_owner: its owner; empty if the schema is missing.
+        policy_tables: the tables that the platform locks at a policy statement.
         facts: the server's version, the database, the role, and the existing API roles.
     """
 
@@ -37,6 +39,7 @@ class Observation:
     revisions: tuple[str, ...] | None
     schema_grants: frozenset[Grant]
     schema_owner: str = ""
+    policy_tables: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,18 +70,20 @@ def observe(connection: Connection, names: Iterable[str]) -> Observation:
     }
     server = dict(connection.execute(_SERVER, parameters).one()._asdict())
     readable, owner = server.pop("readable"), server.pop("owner")
+    policy_tables = tuple(server.pop("policy_tables"))
     grants = connection.execute(_SCHEMA_GRANTS, {"schema": VERSION_TABLE.schema})
     schema_grants = frozenset(Grant(*values) for values in grants)
     found = catalog.read(connection, [*names, str(VERSION_TABLE)])
     heads = VERSION_TABLE.heads(connection) if readable else ()
     revisions = None if readable is False else heads
-    return Observation(found, revisions, schema_grants, owner or "", server)
+    return Observation(found, revisions, schema_grants, owner or "", policy_tables, server)
 
 
 # No cast to regclass: it fails for a role without USAGE on the schema.
 _SERVER = text(
-    """
-    SELECT current_setting('server_version') AS server, current_database()::text AS database,
+    f"""
+    SELECT {platform_locks.LISTED} AS policy_tables,
+           current_setting('server_version') AS server, current_database()::text AS database,
            current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
            WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
            (SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
-from langfuse_schema._checks import conflicts, requirements
+from langfuse_schema._checks import conflicts, platform_locks, requirements
 from langfuse_schema._history.chain import Position
 from langfuse_schema._postgres import catalog
 from langfuse_schema.tables import API_ROLES
@@ -42,7 +42,8 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
     if upgrade.calls(requirements.USER_ID_FUNCTION):
         findings += requirements.user_id_function(state)
     if state.has_traces:
-        findings += _conflicts(connection, found, upgrade)
+        found_conflicts = _conflicts(connection, found, upgrade)
+        findings += platform_locks.with_locks(found_conflicts, state.policy_tables)
     return findings
 
 

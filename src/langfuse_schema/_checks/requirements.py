@@ -1,16 +1,16 @@
-"""Requirements of an upgrade: the server, the role, the app's tables, open transactions."""
+"""Requirements of an upgrade: the server, the role, the app's tables."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
+from langfuse_schema._checks import platform_locks
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._history.snapshots import names
-from langfuse_schema._postgres import ddl, messages, sessions
+from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.findings import finding
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class ServerState:
         may_create_in_public: None if the schema is missing.
         may_create_version_table: None if the schema is missing.
         may_write_version_table: None if the table is missing.
+        policy_tables: the tables that the platform locks at a policy statement.
     """
 
     version: int
@@ -51,12 +52,14 @@ class ServerState:
     may_create_in_public: bool | None
     has_traces: bool
     has_uid: bool
+    policy_tables: list[str]
 
 
 # One query, because each one costs a round trip.
 _STATE = text(
-    """
-    SELECT current_setting('server_version_num')::int / 10000 AS version,
+    f"""
+    SELECT {platform_locks.LISTED} AS policy_tables,
+           current_setting('server_version_num')::int / 10000 AS version,
            current_setting('transaction_read_only') = 'on' AS read_only,
            pg_is_in_recovery() AS recovering,
            current_user::text AS role, current_database()::text AS database,
@@ -65,7 +68,7 @@ _STATE = text(
             WHERE nspname = :schema) AS may_create_version_table,
            (SELECT bool_and(has_table_privilege(c.oid, needed))
             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
-                 unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed
+                 unnest('{{SELECT,INSERT,UPDATE,DELETE}}'::text[]) AS needed
             WHERE n.nspname = :schema AND c.relname = :table) AS may_write_version_table,
            has_database_privilege(current_database(), 'CREATE') AS may_create_schema,
            (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
@@ -204,50 +207,3 @@ def _privilege(state: ServerState, privilege: str, kind: str, name: str) -> Find
         kind=kind.lower(),
         grant=f"GRANT {privilege} ON {kind} {granted} TO {ddl.quoted(state.role)}",
     )
-
-
-_HOLDERS = text(
-    f"""
-    SELECT n.nspname || '.' || c.relname AS table_name, l.virtualtransaction,
-           coalesce(l.pid, 0), {sessions.COLUMNS}
-    FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
-    JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-    WHERE l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND (n.nspname || '.' || c.relname = ANY (:altered)
-      -- A foreign key does not wait for readers of the table that it refers to.
-      OR n.nspname || '.' || c.relname = ANY (:referenced)
-      AND l.mode NOT IN ('AccessShareLock', 'RowShareLock'))
-    ORDER BY 1, 3
-    """
-)
-
-
-def long_transactions(
-    connection: Connection, upgrade: Position, lock_timeout: float
-) -> Iterator[Finding]:
-    """Find transactions that have used an affected table for longer than `lock_timeout`.
-
-    A role cannot see when the transactions of other roles began. It can see who holds a lock,
-    so the same transaction, seen twice, is old enough.
-    """
-    tables = {
-        "altered": [table.qualified_name for table in upgrade.changed],
-        "referenced": sorted(upgrade.referenced()),
-    }
-    seen = _holders(connection, tables) if upgrade.pending else {}
-    if not seen:
-        return
-    time.sleep(lock_timeout)
-    still = {key: row for key, row in _holders(connection, tables).items() if key in seen}
-    for name in dict.fromkeys(name for name, *_ in still):
-        cause = [sessions.described(row) for (table, *_), row in still.items() if table == name]
-        yield finding("table-in-use", name, seconds=f"{lock_timeout:g}", cause="\n".join(cause))
-
-
-def _holders(
-    connection: Connection, tables: dict[str, list[str]]
-) -> dict[tuple[str, str, int], tuple[Any, ...]]:
-    rows = connection.execute(_HOLDERS, tables).all()
-    return {(row[0], row[1], row[2]): tuple(row[2:]) for row in rows}

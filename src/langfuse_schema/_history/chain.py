@@ -161,6 +161,19 @@ class Position:
         }
         return {n for n in names if n and (n not in self.after or n in self.before)}
 
+    @property
+    def changes_policies(self) -> bool:
+        """Whether a pending revision creates, changes or drops a policy."""
+        before = self.before
+        for revision in self.pending:
+            after = self.history.schema(revision)
+            if any(t.policies != before.get(n, t).policies for n, t in after.items()):
+                return True
+            if any(t.policies and n not in before for n, t in after.items()):
+                return True
+            before = after
+        return False
+
     def calls(self, function: str) -> bool:
         """Return whether a new policy calls a function."""
         return any(

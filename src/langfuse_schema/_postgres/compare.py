@@ -63,8 +63,8 @@ def compare(
 def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     """Yield the differences of one table, without its grants, owner, triggers, rules and relatives.
 
-    Additional indexes are never a difference. In a partial table, additional parts are none
-    either, except for constraints on the expected columns.
+    Additional indexes and row level security are never a difference. In a partial table,
+    additional parts are none either, except for constraints on the expected columns.
     """
     if found.kind != expected.kind:
         yield Difference("kind", expected, found, expected.kind, found.kind)
@@ -79,7 +79,7 @@ def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     differing = {item.name for item in expected.constraints if item not in found.constraints}
     indexes = [index for index in expected.indexes if index.name not in differing]
     yield from _named("index", expected, found, indexes, found.indexes, extra=False)
-    secured = found.row_security == expected.row_security and not found.force_row_security
+    secured = found.row_security >= expected.row_security and not found.force_row_security
     if complete and not secured:
         yield Difference("row-level-security", expected, found)
     yield from _named("policy", expected, found, expected.policies, found.policies, extra=complete)

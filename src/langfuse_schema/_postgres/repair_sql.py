@@ -42,9 +42,8 @@ def _set_logged(_: Difference, table: Table) -> Iterator[str]:
 
 
 def _set_row_security(difference: Difference, table: Table) -> Iterator[str]:
-    if table.row_security != difference.table.row_security:
-        how = "DISABLE" if table.row_security else "ENABLE"
-        yield ddl.alter(table, f"{how} ROW LEVEL SECURITY")
+    if not table.row_security and difference.table.row_security:
+        yield ddl.alter(table, "ENABLE ROW LEVEL SECURITY")
     if table.force_row_security:
         yield ddl.alter(table, "NO FORCE ROW LEVEL SECURITY")
 

@@ -20,15 +20,32 @@ COLUMNS = (
 """Columns of pg_stat_activity. Some are NULL in the sessions of other roles."""
 
 
+def is_autovacuum(columns: Sequence[Any]) -> bool:
+    """Return whether `COLUMNS` are those of an autovacuum."""
+    return (columns[-1] or "").startswith("autovacuum:")
+
+
+def prevents_wraparound(columns: Sequence[Any]) -> bool:
+    """Return whether an autovacuum prevents wraparound. PostgreSQL does not cancel it then.
+
+    https://www.postgresql.org/docs/current/routine-vacuuming.html#AUTOVACUUM
+    """
+    return is_autovacuum(columns) and "wraparound" in columns[-1]
+
+
 def described(row: Sequence[Any]) -> str:
     """Return one line about a session, from its pid and `COLUMNS`."""
     pid, user, application, age, state, query = row
     if not pid:
         return "a prepared transaction (see pg_prepared_xacts)"
+    query = " ".join((query or "").split()).rstrip(";")
+    if is_autovacuum(row):
+        must_finish = ". PostgreSQL does not cancel it, so it must finish"
+        return f"pid {pid} ({query[:100]}){must_finish if prevents_wraparound(row) else ''}"
     text = f"pid {pid} ({user or 'unknown user'}, {application or 'no application name'})"
     if age is not None:
         text += f" has had a transaction open for {age} s, {state}"
-    return f"{text}: {' '.join((query or '').split()).rstrip(';')[:100]}"
+    return f"{text}: {query[:100]}"
 
 
 @contextmanager

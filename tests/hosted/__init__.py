@@ -1,0 +1,1 @@
+"""Conflicts of hosted Supabase: automatic RLS, autovacuum, platform locks, dumps."""
