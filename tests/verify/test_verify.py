@@ -61,7 +61,7 @@ def test_verify_of_plan_run_by_hand_reports_stamp_command(legacy_database: Datab
     first, *others = verify(legacy_database.url)
     assert (first.code, first.object) == ("version-table-missing", VERSION)
     assert first.fix == (f"langfuse-schema stamp {POLICIES}", f"langfuse-schema upgrade {HEAD}")
-    assert {finding.code for finding in others} == {"grant-unexpected"}
+    assert {finding.code for finding in others} == {"access-differs"}
 
 
 def test_verify_text_begins_with_checklist_of_plan(database: Database) -> None:

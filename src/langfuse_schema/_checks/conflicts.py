@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from sqlalchemy import text
@@ -10,14 +11,13 @@ from sqlalchemy import text
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._history.snapshots import names
 from langfuse_schema._postgres import ddl, messages
-from langfuse_schema._postgres.compare import Aspect, Difference, compare_table
+from langfuse_schema._postgres.compare import Aspect, Difference, compare, compare_table
 from langfuse_schema._postgres.findings import counted, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Policy
 from langfuse_schema._postgres.repair_sql import repair_sql
-from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlalchemy import Connection
 
@@ -69,8 +69,16 @@ def lost_tables(found: Tables, upgrade: Position) -> Iterator[Finding]:
         )
 
 
-def unrecorded_tables(found: Tables, history: History) -> Iterator[Finding]:
-    """Find the tables of a revision in a database without a recorded one."""
+def unrecorded_tables(found: Tables, history: History, roles: Collection[str]) -> Iterator[Finding]:
+    """Find the tables of a revision in a database without a recorded one.
+
+    The upgrade from a revision of the plan sets the privileges, so they are not compared with it.
+
+    Arguments:
+        found: the actual tables.
+        history: the chain.
+        roles: the existing roles whose privileges are compared, PUBLIC included.
+    """
     nearest = nearest_revision(found, history)
     if nearest is None:
         return
@@ -78,20 +86,26 @@ def unrecorded_tables(found: Tables, history: History) -> Iterator[Finding]:
     known = history.schema(history.head)
     present = [name for name, table in known.items() if name in found and not table.partial]
     by_plan = revision in history.plan and not number
+    expected = {
+        name: replace(table, grants=frozenset(g for g in table.grants if g.role in roles))
+        for name, table in history.schema(revision).items()
+        if name in found or not table.partial
+    }
+    differences = [
+        one
+        for one in compare(expected, found, roles, None)
+        if not (by_plan and one.aspect == "grant")
+    ]
     yield finding(
         "plan-already-run" if by_plan else "revision-missing",
         ", ".join(present),
         revision=revision,
         found=f"{counted(number, 'difference')} from revision {revision}",
         advice="Repair the differences below first. Then record the revision, and upgrade:"
-        if number
+        if differences
         else "Record the revision, then upgrade:",
     )
-    for name, table in history.schema(revision).items():
-        if name in found:
-            yield from map(_repairable, compare_table(table, found[name]))
-        elif not table.partial:
-            yield _repairable(Difference("table", table, None))
+    yield from messages.findings_of(differences, partial(repair_sql, roles=roles))
 
 
 def nearest_revision(found: Tables, history: History) -> tuple[str, int] | None:
@@ -249,7 +263,7 @@ def _conflict(
 
 
 def _repairable(difference: Difference) -> Finding:
-    return messages.finding_of(difference, repair_sql(difference, ("PUBLIC", *API_ROLES)))
+    return messages.finding_of(difference, repair_sql(difference))
 
 
 def _removal(table: Table, part: Part) -> str:

@@ -74,7 +74,8 @@ class _Comparison:
         differences = self._differences(position.compared) if position.compared else []
         of_position = [position.finding] if position.finding else []
         of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
-        findings = [*of_version, *map(self._repairable, differences)]
+        repairs = messages.findings_of(differences, self._repair)
+        findings = [*of_version, *repairs]
         findings = [*of_position, *findings] if position.first else [*findings, *of_position]
         findings = list(platform_locks.with_locks(findings, database.policy_tables))
         expected = self._expected(self._target)
@@ -167,8 +168,8 @@ class _Comparison:
         values = {"found": found, "expected": self._target, "advice": "Run:"}
         return finding(code, _VERSION, **values, fix=commands)
 
-    def _repairable(self, difference: Difference) -> Finding:
-        return messages.finding_of(difference, repair_sql(difference, self._database.roles))
+    def _repair(self, difference: Difference) -> tuple[str, ...]:
+        return repair_sql(difference, self._database.roles)
 
     def _version_schema(self) -> Iterator[Finding]:
         """Compare the grants and the owner of the schema of the version table."""
@@ -193,7 +194,8 @@ class _Comparison:
         if self._database.version_table:
             expected = {_VERSION: VERSION_TABLE.expected()}
             found, roles = self._database.tables, self._database.roles
-            yield from map(self._repairable, compare(expected, found, roles, None))
+            differences = compare(expected, found, roles, None)
+            yield from messages.findings_of(differences, self._repair)
 
     def _other_grants(self, tables: list[Table]) -> list[str]:
         """List the roles with privileges that are neither the owner nor compared."""

@@ -42,17 +42,20 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
     if upgrade.calls(requirements.USER_ID_FUNCTION):
         findings += requirements.user_id_function(state)
     if state.has_traces:
-        found_conflicts = _conflicts(connection, found, upgrade)
+        roles = ("PUBLIC", *state.api_roles)
+        found_conflicts = _conflicts(connection, found, upgrade, roles)
         findings += platform_locks.with_locks(found_conflicts, state.policy_tables)
     return findings
 
 
-def _conflicts(connection: Connection, found: Tables, upgrade: Position) -> Iterator[Finding]:
+def _conflicts(
+    connection: Connection, found: Tables, upgrade: Position, roles: Sequence[str]
+) -> Iterator[Finding]:
     later, unrecorded = [], []
     if upgrade.applied:
         later = list(conflicts.later_revision(found, upgrade))
     else:
-        unrecorded = list(conflicts.unrecorded_tables(found, upgrade.history))
+        unrecorded = list(conflicts.unrecorded_tables(found, upgrade.history, roles))
     yield from [*later, *unrecorded]
     if not later:
         yield from conflicts.names_taken(connection, upgrade, bool(unrecorded))

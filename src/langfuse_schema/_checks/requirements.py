@@ -12,6 +12,7 @@ from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._history.snapshots import names
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.findings import finding
+from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,12 +54,14 @@ class ServerState:
     has_traces: bool
     has_uid: bool
     policy_tables: list[str]
+    api_roles: list[str]
 
 
 # One query, because each one costs a round trip.
 _STATE = text(
     f"""
     SELECT {platform_locks.LISTED} AS policy_tables,
+           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:roles)) AS api_roles,
            current_setting('server_version_num')::int / 10000 AS version,
            current_setting('transaction_read_only') = 'on' AS read_only,
            pg_is_in_recovery() AS recovering,
@@ -98,6 +101,7 @@ def server_state(connection: Connection, tables: Tables) -> ServerState:
         "table": VERSION_TABLE.name,
         "names": list(names(tables)),
         "parts": parts,
+        "roles": list(API_ROLES),
     }
     return ServerState(**connection.execute(_STATE, parameters).one()._asdict())
 

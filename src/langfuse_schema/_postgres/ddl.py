@@ -99,22 +99,28 @@ def _on_one_line(expression: str) -> str:
 
 def grants(table: Table, given: Iterable[Grant]) -> Iterator[str]:
     """Yield one GRANT statement for each role and object."""
-    privileges = defaultdict(list)
-    for grant in given:
-        key = (grant.sequence or "", grant.role, grant.grantable)
-        privileges[key].append(_privilege(grant))
-    for (sequence, role, grantable), names in sorted(privileges.items()):
+    for (sequence, role, grantable), names in sorted(_by_role(given).items()):
         option = " WITH GRANT OPTION" if grantable else ""
         target = _target(table, sequence)
-        yield f"GRANT {', '.join(sorted(names))} ON {target} TO {_role_name(role)}{option}"
+        yield f"GRANT {names} ON {target} TO {_role_name(role)}{option}"
 
 
-def revoke(table: Table, grant: Grant, *, only_option: bool) -> str:
-    """Return the statement that revokes a privilege, or only its grant option."""
+def revokes(table: Table, taken: Iterable[Grant], *, only_option: bool) -> Iterator[str]:
+    """Yield one REVOKE statement for each role and object, of privileges or their grant options."""
     option = "GRANT OPTION FOR " if only_option else ""
-    cascade = " CASCADE" if grant.grantable else ""
-    target = _target(table, grant.sequence)
-    return f"REVOKE {option}{_privilege(grant)} ON {target} FROM {_role_name(grant.role)}{cascade}"
+    for (sequence, role, grantable), names in sorted(_by_role(taken).items()):
+        cascade = " CASCADE" if grantable else ""
+        target = _target(table, sequence)
+        yield f"REVOKE {option}{names} ON {target} FROM {_role_name(role)}{cascade}"
+
+
+def _by_role(grants: Iterable[Grant]) -> dict[tuple[str, str, bool], str]:
+    """Return the privileges, joined, by sequence, role and grant option."""
+    privileges = defaultdict(list)
+    for grant in grants:
+        key = (grant.sequence or "", grant.role, grant.grantable)
+        privileges[key].append(_privilege(grant))
+    return {key: ", ".join(sorted(names)) for key, names in privileges.items()}
 
 
 def _privilege(grant: Grant) -> str:

@@ -9,7 +9,7 @@ from langfuse_schema._postgres.findings import finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Named, Policy, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._postgres.objects import Grant
@@ -33,6 +33,44 @@ _CODES = {
     "parent": "inheritance-unexpected",
     "child": "inheritance-unexpected",
 }
+
+
+def findings_of(
+    differences: Iterable[Difference], repair: Callable[[Difference], tuple[str, ...]]
+) -> Iterator[Finding]:
+    """Yield the findings of differences, with the SQL that repairs them.
+
+    Privileges that differ on several tables are one finding, the last one: they have one cause,
+    such as default privileges.
+
+    Arguments:
+        differences: in an order in which they can be repaired.
+        repair: returns the SQL that repairs a difference.
+    """
+    differences = list(differences)
+    grants = [one for one in differences if one.aspect == "grant"]
+    merged = len({one.table.qualified_name for one in grants}) > 1
+    for one in differences:
+        if not (merged and one.aspect == "grant"):
+            yield finding_of(one, repair(one))
+    if merged:
+        fix = tuple(statement for one in grants for statement in repair(one))
+        tables = ", ".join(dict.fromkeys(one.table.qualified_name for one in grants))
+        expected, found = zip(*map(grants_of, grants), strict=True)
+        places = list(map(place, grants))
+        values = {"found": _shared(places, found), "expected": _shared(places, expected)}
+        yield finding("access-differs", tables, **values, fix=fix)
+
+
+def _shared(places: list[str], grants: Iterable[Collection[Grant]]) -> str:
+    """Return one line for each role and set of privileges, with the objects that have it."""
+    objects: dict[tuple[str, str], list[str]] = {}
+    for name, given in zip(places, grants, strict=True):
+        for role in sorted({grant.role for grant in given}):
+            of_role = [grant for grant in given if grant.role == role]
+            objects.setdefault((role, _privileges(of_role)), []).append(name)
+    lines = (f"{role}: {what} on {', '.join(on)}" for (role, what), on in objects.items())
+    return "\n".join(lines) or "nothing"
 
 
 def finding_of(difference: Difference, fix: tuple[str, ...]) -> Finding:

@@ -147,16 +147,16 @@ def _drop(difference: Difference, table: Table) -> Iterator[str]:
 
 def _change_grants(difference: Difference, table: Table) -> Iterator[str]:
     expected, found = grants_of(difference)
-    again = set(missing_grants(difference))
-    for grant in sorted(found - expected, key=str):
-        only_option = replace(grant, grantable=False) in expected
-        yield ddl.revoke(table, grant, only_option=only_option)
-        if grant.column is None and not only_option:
-            # Revoking a privilege on the table revokes it on the columns too.
-            revoked = (grant.role, grant.privilege)
-            on_columns = (item for item in difference.table.grants if item.column)
-            again |= {item for item in on_columns if (item.role, item.privilege) == revoked}
-    yield from ddl.grants(table, again)
+    surplus = found - expected
+    options = {grant for grant in surplus if replace(grant, grantable=False) in expected}
+    revoked = surplus - options
+    yield from ddl.revokes(table, options, only_option=True)
+    yield from ddl.revokes(table, revoked, only_option=False)
+    # Revoking a privilege on the table revokes it on the columns too.
+    on_table = {(grant.role, grant.privilege) for grant in revoked if grant.column is None}
+    on_columns = (grant for grant in difference.table.grants if grant.column)
+    again = {grant for grant in on_columns if (grant.role, grant.privilege) in on_table}
+    yield from ddl.grants(table, again | missing_grants(difference))
 
 
 _RENDERERS = {

@@ -1,0 +1,114 @@
+"""A dump of the Supabase CLI has GRANTs, but neither REVOKEs nor rows."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic.util import CommandError
+
+from langfuse_schema import migrations
+from langfuse_schema.verify import verify
+from tests.helpers.databases import (
+    HARDENED,
+    PLAN_REVISIONS,
+    POLICIES,
+    REVISIONS,
+    SUPERUSER,
+    Database,
+    environment,
+    langfuse_schema,
+    langfuse_tables,
+    plan_sql,
+    run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from langfuse_schema.migrations import Finding
+
+
+def cli_dump(database: Database, psql: str) -> str:
+    """The schema as `supabase db dump` writes it."""
+    dumped = subprocess.run(
+        [
+            psql.replace("psql", "pg_dump"),
+            *("--schema-only", "--quote-all-identifiers"),
+            *("--schema=public", "--schema=langfuse_migrations"),
+            database.as_user(SUPERUSER)
+            .set(drivername="postgresql")
+            .render_as_string(hide_password=False),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    omitted = re.compile(r"^(REVOKE|CREATE SCHEMA \"public\"|\\(un)?restrict|SET transaction_)")
+    lines = [line for line in dumped.splitlines() if not omitted.match(line)]
+    return "\n".join(lines).replace('CREATE SCHEMA "', 'CREATE SCHEMA IF NOT EXISTS "')
+
+
+def restore(database: Database, dump: str, psql: str) -> None:
+    """Restore it as postgres, the way a project is restored."""
+    database.execute("DROP TABLE ai_coach_messages, encouragement_messages, reflections")
+    restored = run(
+        psql,
+        *("-v", "ON_ERROR_STOP=1", "-q"),
+        database.url.set(drivername="postgresql").render_as_string(hide_password=False),
+        stdin=dump,
+    )
+    assert restored.code == 0, restored.stderr
+
+
+def follow(database: Database, findings: Iterable[Finding]) -> None:
+    """Run the printed fixes as the role that saw them, SQL first as the message states."""
+    commands = [command for finding in findings for command in finding.fix]
+    for statement in commands:
+        if not statement.startswith("langfuse-schema "):
+            database.execute(statement)
+    for command in commands:
+        if command.startswith("langfuse-schema "):
+            outcome = langfuse_schema(database, *command.split()[1:])
+            assert outcome.code == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("revision", [POLICIES, HARDENED, REVISIONS[-1]])
+@pytest.mark.parametrize("reporter", ["upgrade", "preflight", "verify"])
+def test_fixes_after_restore_end_closed_and_complete(
+    legacy_database: Database, second_database: Database, psql: str, revision: str, reporter: str
+) -> None:
+    migrations.upgrade(second_database.url, revision)
+    restore(legacy_database, cli_dump(second_database, psql), psql)
+    findings: Any
+    if reporter == "upgrade":
+        with pytest.raises(CommandError) as refused:
+            migrations.upgrade(legacy_database.url)
+        findings = refused.value.findings  # type: ignore[attr-defined] # SchemaError
+    elif reporter == "preflight":
+        findings = migrations.preflight(legacy_database.url).findings
+    else:
+        findings = verify(legacy_database.url)
+    codes = {finding.code for finding in findings}
+    assert codes & {"revision-missing", "revision-behind", "plan-already-run"}
+    assert ("access-differs" in codes) == (revision not in PLAN_REVISIONS or reporter == "verify")
+    follow(legacy_database, findings)
+    migrations.upgrade(legacy_database.url)
+    assert verify(legacy_database.url) == []
+    tables = legacy_database.catalog().tables
+    assert not [
+        grant for name in langfuse_tables() for grant in tables[name].grants if grant.role == "anon"
+    ]
+
+
+def test_verify_prints_one_repair_for_grants_of_adopted_plan(any_world: Database) -> None:
+    any_world.execute(plan_sql(*PLAN_REVISIONS))
+    migrations.stamp(any_world.url, PLAN_REVISIONS[-1])
+    (finding,) = verify(any_world.url, PLAN_REVISIONS[-1])
+    assert finding.code == "access-differs"
+    for statement in finding.fix:
+        any_world.execute(statement)
+    assert verify(any_world.url, PLAN_REVISIONS[-1]) == []
