@@ -10,6 +10,7 @@ import pytest
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
+    HISTORY,
     PLAN,
     PLAN_REVISIONS,
     POLICIES,
@@ -17,6 +18,7 @@ from tests.helpers.databases import (
     Database,
     langfuse_schema,
     plan_sql,
+    run,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("export") / "supabase" / "migrations"
-    outcome = langfuse_schema(None, "export", str(directory))
+    outcome = langfuse_schema(None, "export", str(directory), "--one-transaction")
     assert outcome.code == 0, outcome.stderr
     return {path.name: path.read_text() for path in sorted(directory.iterdir())}
 
@@ -53,8 +55,28 @@ def rollback(content: str) -> str:
 
 
 def run_as_one_transaction(database: Database, sql: str) -> None:
-    """As the Supabase CLI does: a string of many statements is one implicit transaction."""
+    """As the SQL Editor does: a string of many statements is one implicit transaction."""
     database.execute(sql)
+
+
+def test_export_builds_indexes_online_by_default(
+    database: Database, psql: str, tmp_path: Path
+) -> None:
+    assert langfuse_schema(None, "export", str(tmp_path)).code == 0
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    for path in sorted(tmp_path.iterdir()):
+        content = path.read_text()
+        assert not re.search(r"^(BEGIN|COMMIT)\b.*;$", content, re.MULTILINE)
+        assert "set_config('statement_timeout', '0', false)" in content
+        built_online = "CREATE INDEX CONCURRENTLY IF NOT EXISTS" in content
+        revision = path.name.partition("_")[0]
+        assert built_online == (not HISTORY.is_one_transaction(revision))
+        # Twice, as after an interrupted run.
+        for _ in range(2 if built_online else 1):
+            outcome = run(psql, "-v", "ON_ERROR_STOP=1", "-q", "-f", str(path), url)
+            assert outcome.code == 0, outcome.stderr
+    migrations.stamp(database.url, "head")
+    assert verify(database.url) == []
 
 
 def test_export_writes_one_file_per_revision_with_names_of_plan(exported: dict[str, str]) -> None:
@@ -150,5 +172,5 @@ def test_later_exported_files_upgrade_plan_run_by_hand(
 
 def test_second_export_writes_identical_files(exported: dict[str, str], tmp_path: Path) -> None:
     again = tmp_path / "again"
-    assert langfuse_schema(None, "export", str(again)).code == 0
+    assert langfuse_schema(None, "export", str(again), "--one-transaction").code == 0
     assert {path.name: path.read_text() for path in sorted(again.iterdir())} == exported

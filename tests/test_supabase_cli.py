@@ -1,21 +1,40 @@
-"""The real Supabase CLI runs what `export` wrote, and both histories find each other again."""
+"""The real Supabase CLI runs the exported files, and both histories are reconciled."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from langfuse_schema import migrations
+from langfuse_schema.tables import APP_TABLES
 from langfuse_schema.verify import verify
-from tests.helpers.databases import REVISIONS, Database, Outcome, langfuse_schema, run
+from tests.helpers.canary import canaries
+from tests.helpers.databases import (
+    AOI,
+    REVISIONS,
+    SUPERUSER,
+    Database,
+    Outcome,
+    environment,
+    langfuse_schema,
+    run,
+    until,
+)
 from tests.helpers.npm import QUIET, connection_string
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
+
+ROWS = 1_000_000
+LOCK_TIMEOUT = 0.5  # seconds, in the exported files
 
 
 @dataclass(frozen=True)
@@ -30,17 +49,17 @@ class Project:
     def migrations(self) -> Path:
         return self.folder / "supabase" / "migrations"
 
+    def command(self, *command: str) -> list[str]:
+        remote = f"--remote={connection_string(self.database, 'postgres')}"
+        return [str(self.program), *command, remote, "--yes"]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        # The CLI unpacks a library into TMPDIR, and leaves it.
+        return {"HOME": str(self.folder), "TMPDIR": str(self.folder), **QUIET}
+
     def supabase(self, *command: str) -> Outcome:
-        return run(
-            str(self.program),
-            *command,
-            *(f"--remote={connection_string(self.database, 'postgres')}", "--yes"),
-            cwd=self.folder,
-            HOME=str(self.folder),
-            # The CLI unpacks a library of its own there, and leaves it.
-            TMPDIR=str(self.folder),
-            **QUIET,
-        )
+        return run(*self.command(*command), cwd=self.folder, **self.variables)
 
     def history(self) -> list[tuple[str, str]]:
         """What `migration list` shows: the versions here, and those in the database."""
@@ -50,11 +69,15 @@ class Project:
         return [(row[0].strip(" `"), row[1].strip(" `")) for row in rows]
 
 
+def new_project(database: Database, folder: Path, clients: Path) -> Project:
+    outcome = langfuse_schema(None, "export", str(folder / "supabase" / "migrations"))
+    assert outcome.code == 0, outcome.stderr
+    return Project(folder, database, clients / ".bin" / "supabase")
+
+
 @pytest.fixture
 def project(any_world: Database, tmp_path: Path, clients: Path) -> Project:
-    outcome = langfuse_schema(None, "export", str(tmp_path / "supabase" / "migrations"))
-    assert outcome.code == 0, outcome.stderr
-    return Project(tmp_path, any_world, clients / ".bin" / "supabase")
+    return new_project(any_world, tmp_path, clients)
 
 
 def test_files_applied_by_supabase_cli_are_adopted_by_stamp(project: Project) -> None:
@@ -63,6 +86,70 @@ def test_files_applied_by_supabase_cli_are_adopted_by_stamp(project: Project) ->
     assert project.history() == [(revision, revision) for revision in REVISIONS]
     migrations.stamp(project.database.url, "head")
     assert verify(project.database.url) == []
+
+
+def test_supabase_cli_applies_files_of_one_transaction(project: Project) -> None:
+    outcome = langfuse_schema(
+        None, "export", str(project.migrations), "--one-transaction", "--force"
+    )
+    assert outcome.code == 0, outcome.stderr
+    applied = project.supabase("migration", "up")
+    assert applied.code == 0, applied.stderr
+    migrations.stamp(project.database.url, "head")
+    assert verify(project.database.url) == []
+
+
+def test_supabase_cli_applies_files_under_load_and_short_statement_timeout(
+    database: Database, tmp_path: Path, clients: Path
+) -> None:
+    project = new_project(database, tmp_path, clients)
+    name = database.url.database
+    database.execute(f"ALTER ROLE postgres IN DATABASE \"{name}\" SET statement_timeout = '200ms'")
+    for table in APP_TABLES:
+        database.execute(
+            f"INSERT INTO {table} (user_id, body)"
+            f" SELECT '{AOI}', 'x' FROM generate_series(1, {ROWS})",
+            SUPERUSER,
+        )
+    with canaries(database) as watching:
+        time.sleep(2.0)
+        own = max(canary.worst for canary in watching.values())
+        applied = project.supabase("migration", "up")
+        worst = {table: canary.worst for table, canary in watching.items()}
+    assert applied.code == 0, applied.stderr
+    print(f"longest statements: own {own:.3f} s, {worst}")
+    assert max(worst.values()) <= own + LOCK_TIMEOUT
+    migrations.stamp(database.url, "head")
+    assert verify(database.url) == []
+
+
+def test_second_run_of_supabase_cli_completes_killed_run(
+    database: Database, tmp_path: Path, clients: Path
+) -> None:
+    project = new_project(database, tmp_path, clients)
+    invalid = "SELECT EXISTS (SELECT FROM pg_index WHERE NOT indisvalid)"
+    building = "SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database()"
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        process = subprocess.Popen(
+            project.command("migration", "up"),
+            cwd=project.folder,
+            env=environment(**project.variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until(database, invalid)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        database.execute(f"SELECT pg_terminate_backend(pid) FROM ({building}) AS build", SUPERUSER)
+        until(database, f"SELECT NOT EXISTS ({building})")
+        reader.exec_driver_sql("ROLLBACK")
+    assert database.execute(invalid) == [(True,)]
+    applied = project.supabase("migration", "up")
+    assert applied.code == 0, applied.stderr
+    migrations.stamp(database.url, "head")
+    assert verify(database.url) == []
 
 
 def test_supabase_cli_skips_files_after_upgrade_and_migration_repair(project: Project) -> None:

