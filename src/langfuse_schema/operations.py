@@ -1,7 +1,7 @@
 """Lock tables, set their access and build indexes in revisions.
 
-The helpers of released revisions are frozen: add helpers, never change them. Offline mode (`--sql`)
-has no connection, so conditions are part of the SQL.
+Released helpers are frozen: add helpers, never change them. Offline mode has no connection, so
+conditions are part of the SQL.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("langfuse_schema")
 
 COUNTED_ROWS = 1_000_000
-"""The largest estimate at which `report_rows` counts the rows. A count takes longer above it."""
+"""The largest estimate at which `report_rows` counts the rows."""
 
 
 def lock_tables(

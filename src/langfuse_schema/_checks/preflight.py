@@ -45,7 +45,7 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
         roles = ("PUBLIC", *state.api_roles)
         found_conflicts = _conflicts(connection, found, upgrade, roles)
         findings += platform_locks.with_locks(found_conflicts, state.policy_tables)
-    return findings
+    return requirements.one_cause(findings, state)
 
 
 def _conflicts(
@@ -123,4 +123,5 @@ class UpgradeChecks:
     def other(self, connection: Connection) -> list[Finding]:
         """Check that a downgrade or a stamp can write."""
         state = requirements.server_state(connection, {})
-        return [*requirements.server(state), *requirements.version_table(state)]
+        findings = [*requirements.server(state), *requirements.version_table(state)]
+        return requirements.one_cause(findings, state)

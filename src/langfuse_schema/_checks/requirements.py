@@ -39,6 +39,7 @@ class ServerState:
         may_create_version_table: None if the schema is missing.
         may_write_version_table: None if the table is missing.
         policy_tables: the tables that the platform locks at a policy statement.
+        not_inherited: the owner of the database, if the role is a member of it without its rights.
     """
 
     version: int
@@ -55,12 +56,16 @@ class ServerState:
     has_uid: bool
     policy_tables: list[str]
     api_roles: list[str]
+    not_inherited: str | None
 
 
 # One query, because each one costs a round trip.
 _STATE = text(
     f"""
     SELECT {platform_locks.LISTED} AS policy_tables,
+           (SELECT pg_get_userbyid(datdba)::text FROM pg_database
+            WHERE datname = current_database() AND pg_has_role(datdba, 'MEMBER')
+            AND NOT pg_has_role(datdba, 'USAGE')) AS not_inherited,
            ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:roles)) AS api_roles,
            current_setting('server_version_num')::int / 10000 AS version,
            current_setting('transaction_read_only') = 'on' AS read_only,
@@ -104,6 +109,18 @@ def server_state(connection: Connection, tables: Tables) -> ServerState:
         "roles": list(API_ROLES),
     }
     return ServerState(**connection.execute(_STATE, parameters).one()._asdict())
+
+
+_OF_OWNER = ("privilege-missing", "app-table-not-owned", "table-not-owned", "schema-missing")
+
+
+def one_cause(findings: list[Finding], state: ServerState) -> list[Finding]:
+    """Replace the missing rights of the owner, if the role only does not inherit them."""
+    others = [one for one in findings if one.code not in _OF_OWNER]
+    if state.not_inherited is None or len(others) == len(findings):
+        return findings
+    values = {"role": state.role, "owner": state.not_inherited}
+    return [finding("role-not-inherited", state.role, **values), *others]
 
 
 def server(state: ServerState) -> Iterator[Finding]:

@@ -17,6 +17,9 @@ log = logging.getLogger("langfuse_schema")
 
 EXAMPLE = "postgresql://user:password@host:5432/database"
 
+# In the URLs that Supabase's dashboard shows.
+_PLACEHOLDER = "[YOUR-PASSWORD]"
+
 
 def parse_url(url: str | URL, origin: str) -> URL:
     """Return a URL of the psycopg2 driver, without parameters that libpq rejects.
@@ -27,6 +30,10 @@ def parse_url(url: str | URL, origin: str) -> URL:
     Raises:
         SchemaError: it is no URL, or the URL of another kind of database.
     """
+    if _PLACEHOLDER in (url if isinstance(url, str) else url.password or ""):
+        found = f"the placeholder {_PLACEHOLDER}"
+        expected = "the password of the database, as set in the dashboard"
+        raise SchemaError(finding("url-invalid", origin, found=found, expected=expected))
     try:
         parsed = make_url(url.strip() if isinstance(url, str) else url)
         dialect = parsed.drivername.partition("+")[0].lower()
@@ -74,6 +81,15 @@ _LOGIN_REFUSED = (
 )
 
 
+_IPV6_ONLY = (
+    "Supabase's direct host has an IPv6 address only. Without IPv6, use the session pooler."
+    " The dashboard shows its host under Connect:"
+)
+_SESSION_POOLER = (
+    "'postgresql://postgres.{}:PASSWORD@aws-0-REGION.pooler.supabase.com:5432/postgres'"
+)
+
+
 def connection_finding(url: URL, error: DBAPIError) -> Finding:
     """Return the finding of a failed connection."""
     cause, place = str(error.orig).strip(), shown(url)
@@ -83,4 +99,10 @@ def connection_finding(url: URL, error: DBAPIError) -> Finding:
         return finding("database-missing", place, cause=cause)
     if re.search(r"invalid \w+ value", cause):
         return finding("url-invalid", place, found=cause, expected="parameters of libpq")
-    return finding("server-unreachable", place, cause=cause)
+    advice = "Check the host and the port in the URL."
+    fix: tuple[str, ...] = ()
+    project = re.fullmatch(r"db\.(\w+)\.supabase\.co", url.host or "")
+    if project:
+        advice = _IPV6_ONLY
+        fix = (f"export DATABASE_URL={_SESSION_POOLER.format(project[1])}",)
+    return finding("server-unreachable", place, cause=cause, advice=advice, fix=fix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Table
 from langfuse_schema._postgres.sessions import SCRIPT
 
@@ -39,12 +40,36 @@ class VersionTable:
         )
 
     def heads(self, connection: Connection) -> tuple[str, ...]:
-        """Read the recorded revisions; none before the first upgrade."""
-        exists = f"SELECT to_regclass('{self}') IS NOT NULL"
-        if not connection.exec_driver_sql(exists).scalar():
+        """Read the recorded revisions; none before the first upgrade.
+
+        Raises:
+            SchemaError: the role must not read the table.
+        """
+        state = connection.exec_driver_sql(
+            "SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'),"
+            " quote_ident(current_user)::text, pg_get_userbyid(c.relowner)::text,"
+            " pg_has_role(c.relowner, 'MEMBER') AND NOT pg_has_role(c.relowner, 'USAGE')"
+            " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+            f" WHERE n.nspname = '{self.schema}' AND c.relname = '{self.name}'"
+        ).one_or_none()
+        if state is None:
             return ()
+        readable, role, owner, not_inherited = state
+        if not readable:
+            raise SchemaError(self._unreadable(role, owner, not_inherited))
         rows = connection.exec_driver_sql(f"SELECT version_num FROM {self} ORDER BY 1")
         return tuple(rows.scalars())
+
+    def _unreadable(self, role: str, owner: str, not_inherited: bool) -> Finding:
+        if not_inherited:
+            return finding("role-not-inherited", role, role=role, owner=owner)
+        privileges = "SELECT, INSERT, UPDATE, DELETE"
+        grant = (
+            f"GRANT USAGE ON SCHEMA {self.schema} TO {role};\n"
+            f"GRANT {privileges} ON TABLE {self} TO {role};"
+        )
+        values = {"role": role, "privilege": privileges, "kind": "table", "grant": grant}
+        return finding("privilege-missing", str(self), **values)
 
     def create(self, connection: Connection) -> None:
         """Create the table unless it exists, closed to `closed_to`. The caller commits.

@@ -1,0 +1,94 @@
+"""Roles and URLs of hosted Supabase: members that do not inherit, placeholders, IPv6 only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
+
+from langfuse_schema import migrations
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._postgres.urls import connection_finding, parse_url
+from langfuse_schema.verify import verify
+from tests.helpers.databases import SUPERUSER, Database, langfuse_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def cli_login(database: Database) -> Iterator[str]:
+    """A login role like that of the Supabase CLI: a member of postgres that does not inherit."""
+    role = f"cli_login_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN NOINHERIT IN ROLE postgres", SUPERUSER)
+    yield role
+    database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_member_that_does_not_inherit_is_told_to_set_the_role(
+    database: Database, cli_login: str, applied: bool
+) -> None:
+    if applied:
+        migrations.upgrade(database.url, "+1")
+    url = database.as_user(cli_login).render_as_string(hide_password=False)
+    refused = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url)
+    assert refused.code == 1
+    assert refused.stderr.count("error[") == 1
+    assert "error[role-not-inherited]" in refused.stderr
+    assert "GRANT" not in refused.stderr
+    (command,) = [line.strip() for line in refused.stderr.splitlines() if "export " in line]
+    name, _, value = command.removeprefix("export ").partition("=")
+    upgraded = langfuse_schema(
+        None, "upgrade", "head", DATABASE_URL=url, **{name: value.strip("'")}
+    )
+    assert upgraded.code == 0, upgraded.stderr
+    assert verify(database.url) == []
+
+
+def test_options_of_url_set_the_role(database: Database, cli_login: str) -> None:
+    url = database.as_user(cli_login).update_query_dict({"options": "-c role=postgres"})
+    migrations.upgrade(url)
+    assert verify(database.url) == []
+    assert {table.owner for table in database.catalog().tables.values()} >= {"postgres"}
+
+
+def test_role_without_privilege_on_version_table_gets_grants_that_help(database: Database) -> None:
+    migrations.upgrade(database.url, "+1")
+    role = f"reader_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN", SUPERUSER)
+    try:
+        with pytest.raises(SchemaError) as refused:
+            migrations.preflight(database.as_user(role))
+        (finding,) = refused.value.findings
+        assert finding.code == "privilege-missing"
+        for statement in finding.fix:
+            database.execute(statement)
+        assert {one.code for one in migrations.preflight(database.as_user(role)).findings} <= {
+            "app-table-not-owned",
+            "privilege-missing",
+            "table-not-owned",
+        }
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
+
+
+def test_unreachable_direct_host_names_session_pooler() -> None:
+    url = make_url(
+        "postgresql+psycopg2://postgres:secret@db.abcdefghijklmnopqrst.supabase.co/postgres"
+    )
+    error = OperationalError("", {}, Exception("could not translate host name"))
+    found = str(connection_finding(url, error))
+    assert "server-unreachable" in found
+    assert "postgres.abcdefghijklmnopqrst:PASSWORD@" in found
+    assert ".pooler.supabase.com:5432/" in found
+    assert "secret" not in found
+
+
+def test_placeholder_of_dashboard_is_named() -> None:
+    url = "postgresql://postgres:[YOUR-PASSWORD]@db.abcdefghijklmnopqrst.supabase.co:5432/postgres"
+    with pytest.raises(SchemaError, match=r"the placeholder \[YOUR-PASSWORD\]") as refused:
+        parse_url(url, "DATABASE_URL")
+    assert refused.value.findings[0].code == "url-invalid"
