@@ -213,7 +213,7 @@ def verified(history: History) -> str:
 def repair(history: History) -> str:
     """Return the command that records all revisions in the history of the Supabase CLI."""
     ids = " ".join(history.revisions)
-    command = f'supabase migration repair --status applied {ids} --db-url "$DATABASE_URL"'
+    command = f'supabase migration repair --status applied {ids} --remote="$DATABASE_URL" --yes'
     return f"```console\n$ {command}\n```"
 
 

@@ -261,12 +261,7 @@ END $$"""
 
 
 def has_column(table: str, column: str) -> bool:
-    """Return whether a table has a column; in offline mode, return False.
-
-    Arguments:
-        table: a table of schema public, without schema.
-        column: its name.
-    """
+    """Return whether a table of schema public has a column; in offline mode, return False."""
     if context.is_offline_mode():
         return False
     query = text(
