@@ -13,8 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from langfuse_schema import migrations
-from langfuse_schema._runtime import runner_lock
+from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._runtime.options import Options
+from langfuse_schema._runtime.runner_lock import RunnerLock
 from tests.helpers.canary import canaries
 from tests.helpers.databases import (
     BUILDING,
@@ -39,6 +40,7 @@ WAITING_FOR_RUNNER_LOCK = f"""SELECT EXISTS (SELECT FROM pg_stat_activity
     AND {RUNNER_SESSION})"""
 """Whether a runner has asked for the lock more than once: it sleeps after each try."""
 
+RUNNER_LOCK = RunnerLock.of(VERSION_TABLE.schema, VERSION_TABLE.name)
 RUNNERS = 20
 ROUNDS = 10
 
@@ -114,7 +116,7 @@ def test_one_of_twenty_runners_upgrades_in_each_of_ten_rounds(own_server: OwnSer
 
 def hold_runner_lock(connection: sa.Connection) -> None:
     connection.exec_driver_sql("SET application_name = 'other runner'")
-    assert runner_lock._try(connection)
+    assert RUNNER_LOCK.try_twice(connection)
 
 
 def test_wait_for_runner_lock_ends_at_lock_deadline(database: Database) -> None:
@@ -150,13 +152,13 @@ def test_upgrade_at_head_and_read_only_commands_never_wait_for_runner_lock(
 
 def test_ensure_held_never_releases_runner_lock(database: Database) -> None:
     """A rival asks as fast as the server can, while each step's question is asked."""
-    take = f"pg_try_advisory_lock({runner_lock._CLASS}, {runner_lock._OBJECT})"
+    take = RUNNER_LOCK.acquire
     attempts_sql = f"SELECT count(*) FROM generate_series(1, 1000000) WHERE {take}"
     with database.connect() as holder, database.connect() as rival, ThreadPoolExecutor() as thread:
-        with runner_lock.runner_lock(holder, deadline=1):
+        with RUNNER_LOCK.held(holder, deadline=1):
             attempts = thread.submit(rival.exec_driver_sql, attempts_sql)
             while not attempts.done():
-                runner_lock.ensure_held(holder)
+                RUNNER_LOCK.ensure_held(holder)
             assert attempts.result().scalar() == 0
         assert rival.exec_driver_sql(f"SELECT {take}").scalar() is True
 
@@ -167,10 +169,11 @@ def test_runner_lock_ignores_other_databases_and_advisory_locks(
     with database.connect() as other:
         hold_runner_lock(other)
         migrations.upgrade(second_database.url, lock_deadline=0.1)
-    key = runner_lock._CLASS << 32 | runner_lock._OBJECT
+    first, second = RUNNER_LOCK.key
+    key = first << 32 | second
     with second_database.connect() as unrelated:
         unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
-        unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({runner_lock._CLASS}, 0)")
+        unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({first}, 0)")
         migrations.downgrade(second_database.url, "base", lock_deadline=0.1)
 
 

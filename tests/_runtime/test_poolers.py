@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from langfuse_schema import migrations
 from langfuse_schema._postgres.findings import SchemaError
-from langfuse_schema._runtime import runner_lock
+from langfuse_schema._runtime.runner_lock import RunnerLock
 from tests.helpers.databases import Database, langfuse_schema
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def test_upgrade_and_downgrade_succeed_in_session_mode(
 def test_runner_lock_stops_upgrade_when_pooler_detection_misses_pooler(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_lock, "_try", lambda _: True)
+    monkeypatch.setattr(RunnerLock, "try_twice", lambda *_: True)
     with pytest.raises(SchemaError, match="runner-lock-lost"):
         migrations.upgrade(database.url)
     assert "public.langfuse_traces" not in database.catalog().tables

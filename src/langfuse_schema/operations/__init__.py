@@ -7,12 +7,12 @@ Offline mode (`--sql`) has no connection, so conditions are part of the SQL.
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alembic import context, op
-from alembic.util import CommandError
 from sqlalchemy import text
+
+from langfuse_schema.operations._indexes import Index, build, drop, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,116 +97,58 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
     table: str,
     columns: Sequence[str],
     *,
+    schema: str = "public",
     unique: bool = False,
     where: str | None = None,
     method: str = "btree",
+    include: Sequence[str] = (),
 ) -> None:
     """Build an index without blocking reads and writes of the table.
 
     A valid index of the same definition is kept. A running build is waited for, and an INVALID
     leftover is built again. The build ends the running transaction. Its lock waits block no query,
-    so lock_timeout is then `online_build_wait` of the runner (milliseconds), or 0.
+    so they have no lock_timeout; a runner bounds them by its lock_deadline.
     https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CONCURRENTLY
 
     Arguments:
         name: the index, without schema.
-        table: a table of schema public, without schema.
-        columns: in the order of the index; expressions as PostgreSQL prints them.
+        table: the table, without schema.
+        columns: in the order of the index, in the syntax of CREATE INDEX: a column, or an
+            expression in parentheses, with an operator class and an order if needed. In offline
+            mode, write them as PostgreSQL prints them.
+        schema: the schema of the table.
         unique: whether it is a unique index.
-        where: the predicate of a partial index, as PostgreSQL prints it, without parentheses.
+        where: the predicate of a partial index, without parentheses around it.
         method: the access method, such as `gin`.
+        include: columns that the index contains in addition to its key.
 
     Raises:
         CommandError: another object has the name, or the index has another definition.
     """
-    kind = "UNIQUE INDEX" if unique else "INDEX"
-    condition = f" WHERE ({where})" if where else ""
-    body = f"{name} ON public.{table} USING {method} ({', '.join(columns)}){condition}"
-    # The same text as pg_get_indexdef, so that an existing index can be compared.
-    definition = f"CREATE {kind} {body}"
-    options = op.get_context().opts
-    if options.get("plain_indexes"):
-        # A file of `export` is one transaction, which cannot contain CONCURRENTLY.
-        _drop_invalid_index(name, definition)
-        op.execute(f"CREATE {kind} IF NOT EXISTS {body}")
-        return
-    offline = context.is_offline_mode()
-    found = None if offline else _find_object(name)
-    if found is not None and found.valid is False and found.table == table:
-        # A running build holds this lock. An index that is INVALID after it is a leftover.
-        op.execute(f"LOCK TABLE public.{table} IN SHARE UPDATE EXCLUSIVE MODE")
-        found = _find_object(name)
-    leftover = found is not None and found.table == table and not found.valid
-    if found is not None and not leftover:
-        _check_definition(name, found.definition, definition)
-        return
-    with op.get_context().autocommit_block():
-        _keep_setting("lock_timeout", "langfuse_schema.lock_timeout")
-        op.execute(f"SET lock_timeout = {options.get('online_build_wait', 0)}")
-        with options.get("online_build", nullcontext)(f"public.{table}"):
-            if offline:
-                _drop_invalid_index(name, definition, "langfuse_schema.lock_timeout")
-            if leftover:
-                op.execute(f"DROP INDEX CONCURRENTLY public.{name}")
-            # With a connection, an index that appeared after the check must raise an error.
-            op.execute(f"CREATE {kind} CONCURRENTLY {'IF NOT EXISTS ' if offline else ''}{body}")
-        _keep_setting("langfuse_schema.lock_timeout", "lock_timeout")
-
-
-def _find_object(name: str) -> Any:  # noqa: ANN401 - a row
-    connection = op.get_bind()
-    if connection.scalar(text("SELECT to_regclass(:name) IS NULL"), {"name": f"public.{name}"}):
-        return None
-    query = text(
-        "SELECT pg_get_indexdef(i.indexrelid) AS definition, t.relname AS table,"
-        " i.indisvalid AND i.indisready AND i.indislive AS valid"
-        " FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace"
-        " LEFT JOIN pg_index AS i ON i.indexrelid = c.oid"
-        " LEFT JOIN pg_class AS t ON t.oid = i.indrelid"
-        " WHERE n.nspname = 'public' AND c.relname = :name"
+    index = Index(
+        schema=quoted(schema),
+        table=quoted(table),
+        name=quoted(name),
+        kind="UNIQUE INDEX" if unique else "INDEX",
+        body=f"USING {method} ({', '.join(columns)})"
+        + (f" INCLUDE ({', '.join(include)})" if include else "")
+        + (f" WHERE ({where})" if where else ""),
     )
-    # pg_get_indexdef prints the schema of a name that is not in search_path.
-    connection.execute(text("SET LOCAL search_path TO pg_catalog"))
-    found = connection.execute(query, {"name": name}).one_or_none()
-    connection.execute(text("SET LOCAL search_path TO public"))
-    return found
+    build(index)
 
 
-def _check_definition(name: str, found: str | None, expected: str) -> None:
-    if found != expected:
-        raise CommandError(
-            f"could not build index public.{name}: another object has this name\n"
-            f"  found:    {found or 'an object that is not an index'}\n"
-            f"  expected: {expected}\n  fix:      rename it, then run the same command again:\n"
-            f"    ALTER {'INDEX' if found else 'TABLE'} public.{name} RENAME TO old_{name};"
-        )
+def drop_index_online(name: str, *, schema: str = "public") -> None:
+    """Drop an index, if it exists, without blocking reads and writes of its table.
 
+    The drop ends the running transaction. An interrupted drop leaves an INVALID index, and the next
+    one drops it. An index of a constraint or of a partitioned table cannot be dropped this way.
+    https://www.postgresql.org/docs/current/sql-dropindex.html
 
-def _keep_setting(source: str, target: str) -> None:
-    """Copy a setting of the session, without a result row in the output of a script."""
-    op.execute(
-        f"DO $$ BEGIN PERFORM set_config('{target}', current_setting('{source}'), false); END $$"
-    )
-
-
-def _drop_invalid_index(name: str, definition: str, lock_timeout: str | None = None) -> None:
-    # A script cannot drop CONCURRENTLY under a condition. This drop takes milliseconds.
-    limit = f"PERFORM set_config('lock_timeout', current_setting('{lock_timeout}'), true);"
-    literal = definition.replace("'", "''")
-    op.execute(
-        f"""
-DO $$
-BEGIN
-  {limit if lock_timeout else "-- within the lock_timeout of this transaction"}
-  IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('public.{name}')
-             AND NOT (indisvalid AND indisready)) THEN
-    DROP INDEX public.{name};
-  ELSIF to_regclass('public.{name}') IS NOT NULL
-    AND pg_get_indexdef(to_regclass('public.{name}')) IS DISTINCT FROM '{literal}' THEN
-    RAISE EXCEPTION 'public.{name} has another shape; rename it and run this again';
-  END IF;
-END $$"""
-    )
+    Arguments:
+        name: the index, without schema.
+        schema: its schema.
+    """
+    drop(f"{quoted(schema)}.{quoted(name)}")
 
 
 def has_column(table: str, column: str) -> bool:
