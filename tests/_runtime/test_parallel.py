@@ -13,9 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from langfuse_schema import migrations
-from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._runtime.options import Options
-from langfuse_schema._runtime.runner_lock import RunnerLock
 from tests.helpers.canary import canaries
 from tests.helpers.databases import (
     BUILDING,
@@ -29,6 +27,7 @@ from tests.helpers.databases import (
     langfuse_schema,
     until,
 )
+from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,31 +39,23 @@ WAITING_FOR_RUNNER_LOCK = f"""SELECT EXISTS (SELECT FROM pg_stat_activity
     AND {RUNNER_SESSION})"""
 """Whether a runner has asked for the lock more than once: it sleeps after each try."""
 
-RUNNER_LOCK = RunnerLock.of(VERSION_TABLE.schema, VERSION_TABLE.name)
+OWN = Project()
+RUNNER_LOCK = OWN.lock
 RUNNERS = 20
-ROUNDS = 10
+ROUNDS, ROUNDS_OF_OTHER = 10, 1
 
 
-def start(database: Database, count: int) -> list[subprocess.Popen[str]]:
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "alembic", "upgrade", "head"],
-            cwd=CHECKOUT,
-            env=environment(DATABASE_URL=database.text),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(count)
-    ]
+def start(database: Database, count: int, project: Project = OWN) -> list[subprocess.Popen[str]]:
+    return [project.start(database, "upgrade", "head") for _ in range(count)]
 
 
-def assert_one_migrates(database: Database, count: int) -> None:
+def assert_one_migrates(database: Database, count: int, project: Project) -> None:
     """Start half of the runners from an empty database, the others while an index is built."""
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
-        runners = start(database, count // 2)
+        runners = start(database, count // 2, project)
         until(database, BUILDING)
-        runners += start(database, count - count // 2)
+        runners += start(database, count - count // 2, project)
         until(database, WAITING_FOR_RUNNER_LOCK)
         reader.exec_driver_sql("ROLLBACK")
     printed = [runner.communicate()[1] for runner in runners]
@@ -77,7 +68,7 @@ def assert_one_migrates(database: Database, count: int) -> None:
 
 
 def test_one_of_four_runners_upgrades_and_others_wait(database: Database) -> None:
-    assert_one_migrates(database, 4)
+    assert_one_migrates(database, 4, OWN)
     assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
@@ -104,12 +95,15 @@ def test_one_of_four_runners_upgrades_embedded_database_of_checkout(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_one_of_twenty_runners_upgrades_in_each_of_ten_rounds(own_server: OwnServer) -> None:
-    for _ in range(ROUNDS):
-        assert_one_migrates(own_server.database, RUNNERS)
-        migrations.downgrade(own_server.database.url, "base")
+def test_one_of_twenty_runners_upgrades_in_each_round(
+    own_server: OwnServer, project: Project
+) -> None:
+    rounds = ROUNDS if project == OWN else ROUNDS_OF_OTHER
+    for _ in range(rounds):
+        assert_one_migrates(own_server.database, RUNNERS, project)
+        project.go(own_server.database, "base", downgrade=True)
     log = own_server.log()
-    assert log.count("CREATE TABLE public.langfuse_traces") == ROUNDS, "the log is there"
+    assert log.count("CREATE TABLE public.langfuse_traces") == rounds, "the log is there"
     assert "deadlock" not in log
     assert "ERROR" not in log
 
