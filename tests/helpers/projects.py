@@ -35,10 +35,7 @@ BEFORE = """        context.configure(
 
 if"""
 
-AFTER = """        run_migrations(context, connection, target_metadata=target_metadata)
-
-
-if"""
+CALL = "run_migrations(context, connection, target_metadata=target_metadata)"
 
 IMPORTED = "from alembic import context\n"
 
@@ -59,6 +56,11 @@ class Project:
         return self.name if self.folder else f"{self.schema}.{self.name}"
 
     @property
+    def env(self) -> Path:
+        assert self.folder
+        return self.folder / "migrations" / "env.py"
+
+    @property
     def lock(self) -> RunnerLock:
         return RunnerLock.of(self.schema, self.name)
 
@@ -67,14 +69,16 @@ class Project:
         url = database.url.update_query_dict({"application_name": "langfuse-schema"})
         return url.render_as_string(hide_password=False)
 
-    def start(self, database: Database, *arguments: str) -> subprocess.Popen[str]:
+    def start(
+        self, database: Database, *arguments: str, stdout: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[str]:
         """Start `alembic`."""
         return subprocess.Popen(
             [sys.executable, "-m", "alembic", *arguments],
             cwd=self.folder or CHECKOUT,
             env=environment(DATABASE_URL=self.text(database)),
             stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=stdout,
             text=True,
         )
 
@@ -110,30 +114,31 @@ def versions(folder: Path) -> str:
     return str(own if any(own.glob("*.py")) else CHECKOUT / "alembic" / "versions")
 
 
-def create(folder: Path, **revisions: str) -> Project:
+def create(folder: Path, call: str = CALL, **revisions: str) -> Project:
     """Run `alembic init`, and put the three lines into env.py.
 
     Arguments:
         folder: an empty one.
+        call: the line that runs the revisions.
         revisions: the text of revision files by name; without any, those of this package.
     """
     ini = folder / "alembic.ini"
     command.init(Config(ini, stdout=io.StringIO()), str(folder / "migrations"))
     for name, text in revisions.items():
         (folder / "migrations" / "versions" / f"{name}.py").write_text(text, encoding="utf-8")
-    env = folder / "migrations" / "env.py"
-    text = env.read_text(encoding="utf-8")
+    project = Project(folder, "public", "alembic_version")
+    text = project.env.read_text(encoding="utf-8")
     for before, after in (
         ("config = context.config\n", CONFIGURED),
         (IMPORTED, IMPORTED + "from langfuse_schema.online import run_migrations\n"),
-        (BEFORE, AFTER),
+        (BEFORE, f"        {call}\n\n\nif"),
     ):
         assert before in text, before
         text = text.replace(before, after)
-    env.write_text(text, encoding="utf-8")
+    project.env.write_text(text, encoding="utf-8")
     location = f"version_locations = {versions(folder)}"
     text = ini.read_text(encoding="utf-8")
     assert "\nscript_location = " in text
     text = text.replace("\nscript_location = ", f"\n{location}\nscript_location = ")
     ini.write_text(text, encoding="utf-8")
-    return Project(folder, "public", "alembic_version")
+    return project

@@ -23,11 +23,6 @@ _ADVICE = {
 }
 _OTHER_ADVICE = "Fix the cause, then run the same command again."
 
-_SESSION_TIMEOUTS = {
-    "idle_in_transaction_session_timeout": ("25P03", "due to idle-in-transaction timeout"),
-    "idle_session_timeout": ("57P05", "due to idle-session timeout"),
-}
-
 
 @contextmanager
 def errors_as_findings() -> Iterator[None]:
@@ -48,16 +43,6 @@ def sqlstate(error: BaseException) -> str:
     cause = _root_cause(error)
     # The attribute of psycopg2, then that of psycopg.
     return getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
-
-
-def session_timeout(error: BaseException) -> str | None:
-    """Return the setting whose limit ended the session, or None."""
-    cause = _root_cause(error)
-    for setting, (code, words) in _SESSION_TIMEOUTS.items():
-        # psycopg2 has no SQLSTATE when the server closes the connection.
-        if sqlstate(error) == code or words in str(cause):
-            return setting
-    return None
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/sql-createindex.html#SQL-CREATEINDEX-CON
 from __future__ import annotations
 
 import re
+import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,7 @@ class Builds:
 
     Attributes:
         running: the table of the statement that runs, or that failed; else None.
+        idle: the seconds between the last statement, of any kind, and the one before it.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Builds:
     ) -> None:
         """Keep the arguments."""
         self.running: str | None = None
+        self.idle = 0.0
+        self._ended_at = time.monotonic()
         self._connection = connection
         self._timeout = f"SET lock_timeout = '{milliseconds(options.lock_timeout)}'"
         self._long_timeout = f"SET lock_timeout = '{milliseconds(options.lock_deadline)}'"
@@ -90,6 +94,7 @@ class Builds:
         self.running = None
 
     def _before(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        self.idle = time.monotonic() - self._ended_at
         table = target(statement)
         if table is None:
             return
@@ -99,6 +104,7 @@ class Builds:
         self.running = table
 
     def _after(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+        self._ended_at = time.monotonic()
         if self.running is not None and target(statement):
             self.forget()
             self._completed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sys
@@ -16,7 +17,6 @@ from langfuse_schema._postgres.errors import (
     DEADLOCK_DETECTED,
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
-    session_timeout,
     sqlstate,
 )
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
@@ -42,9 +42,15 @@ _RETRIED = (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED)
 _PAUSE_SECONDS = (1.0, 2.0)
 _REMINDER_SECONDS = 10.0
 
+_IDLE_LIMITS = {
+    "idle_in_transaction_session_timeout": "idle_in_transaction_timeout",
+    "idle_session_timeout": "idle_session_timeout",
+}
+"""The argument of a run by the setting of PostgreSQL."""
+
 _SESSION = (
-    "SELECT pg_backend_pid(), setting::float / 1000 AS idle FROM pg_settings"
-    " WHERE name = 'idle_session_timeout'"
+    "SELECT pg_backend_pid(), json_object_agg(name, setting::float / 1000)::text FROM pg_settings"
+    " WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout')"
 )
 
 
@@ -95,7 +101,7 @@ class Runner:
     _retrying: bool = field(default=False, init=False)
     _logged: str = field(default="", init=False)
     _logged_at: float = field(default=0.0, init=False)
-    _longest_pause: float = field(default=_PAUSE_SECONDS[1], init=False)
+    _idle_limits: dict[str, float] = field(default_factory=dict, init=False)
     _lock: RunnerLock = field(init=False)
     _monitor: LockMonitor = field(init=False)
     _builds: Builds = field(init=False)
@@ -155,17 +161,17 @@ class Runner:
         """Run all steps, and retry them until the deadline while locks are held."""
         self._advanced_at = time.monotonic()
         connection = self.connection
-        pid, idle = connection.exec_driver_sql(_SESSION).one()
+        pid, limits = connection.exec_driver_sql(_SESSION).one()
         connection.rollback()
-        if idle:
-            # A longer pause would end the session.
-            self._longest_pause = min(self._longest_pause, idle / 2)
+        self._idle_limits = json.loads(limits)
+        # A longer pause would end the session.
+        longest = self._idle_limits["idle_session_timeout"] / 2 or _PAUSE_SECONDS[1]
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
         self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
         self._builds = Builds(connection, self.options, self._watch, self._advance)
         with closing(self._monitor), self._builds.watched():
             while not self._try_steps():
-                pause = min(random.uniform(*_PAUSE_SECONDS), self._longest_pause)  # noqa: S311 - no secret
+                pause = min(random.uniform(*_PAUSE_SECONDS), longest)  # noqa: S311 - no secret
                 time.sleep(min(pause, self._left()))
 
     def _try_steps(self) -> bool:
@@ -239,11 +245,7 @@ class Runner:
         code = sqlstate(error)
         gave_up = code == QUERY_CANCELED and self._monitor.gave_up
         if not (gave_up or code in _RETRIED):
-            timeout = session_timeout(error)
-            if timeout:
-                argument = timeout.replace("in_transaction_session", "in_transaction")
-                values = {"argument": argument}
-                raise SchemaError(finding("session-timed-out", timeout, **values)) from error
+            self._explain_lost_session(error)
             raise error
         self.connection.rollback()
         # A failed build has left the long lock_timeout.
@@ -262,6 +264,18 @@ class Runner:
         if self._logged != place or time.monotonic() - self._logged_at >= _REMINDER_SECONDS:
             log.warning("%s is locked; retrying for %.0f s. Blocked by %s", place, left, blocking)
             self._logged, self._logged_at = place, time.monotonic()
+
+    def _explain_lost_session(self, error: Exception) -> None:
+        """Raise an error if the server ended the session because it was idle.
+
+        Not every driver passes on the reason of the server.
+        """
+        if not getattr(error, "connection_invalidated", False):
+            return
+        for setting, limit in self._idle_limits.items():
+            if 0 < limit <= self._builds.idle:
+                values = {"argument": _IDLE_LIMITS[setting]}
+                raise SchemaError(finding("session-timed-out", setting, **values)) from error
 
     def _left(self) -> float:
         """Return the seconds until the deadline, counted from the first try of a step or build."""
