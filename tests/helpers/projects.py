@@ -35,6 +35,11 @@ BEFORE = """        context.configure(
 
 if"""
 
+PLAIN = """context.configure(connection=connection, target_metadata=target_metadata)
+        with context.begin_transaction():
+            context.run_migrations()"""
+"""The same without a runner."""
+
 CALL = "run_migrations(context, connection, target_metadata=target_metadata)"
 
 IMPORTED = "from alembic import context\n"

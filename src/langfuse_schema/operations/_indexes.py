@@ -146,7 +146,7 @@ def _pinned_search_path(connection: Connection) -> Iterator[None]:
 def _is_same(index: Index, found: str) -> bool:
     """Return whether a definition is another spelling: build the index on an empty table."""
     connection = op.get_bind()
-    twin = f"langfuse_schema_{abs(hash(found))}"
+    twin = "langfuse_schema_twin"
     savepoint = connection.begin_nested()
     try:
         connection.exec_driver_sql(
