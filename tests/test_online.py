@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from langfuse_schema._runtime.runner_lock import RunnerLock
 from tests.helpers import projects
 from tests.helpers.databases import (
     BUILDING,
+    CHECKOUT,
     SUPERUSER,
     WAITING,
     Database,
@@ -435,6 +437,43 @@ def test_connection_that_cannot_be_used_is_refused(
         project.go(database, "head")
     assert refused.value.findings[0].code == code
     assert database.catalog() == before
+
+
+ORDERS = """
+from alembic import op
+
+revision, down_revision = "1a", None
+
+
+def upgrade():
+    op.execute("CREATE TABLE public.orders (id int)")
+
+
+def downgrade():
+    pass
+"""
+
+
+def test_documented_env_py_and_revision_run_in_both_directions(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    page = (CHECKOUT / "docs" / "your-migrations.md").read_text()
+    env, documented = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    project = create(a=ORDERS, b=documented)
+    project.env.write_text(env)
+
+    def parts() -> tuple[bool, bool]:
+        orders = database.catalog().tables["public.orders"]
+        names = {column.name for column in orders.columns}
+        return "email" in names, "orders_email" in {index.name for index in orders.indexes}
+
+    project.go(database, "head")
+    assert parts() == (True, True)
+    project.go(database, "-1", downgrade=True)
+    assert parts() == (False, False)
+    database.execute("ALTER TABLE orders ADD email text")
+    project.go(database, "base", downgrade=True)
+    assert parts() == (False, False), "discard_partial_upgrade has run"
 
 
 def test_error_of_revision_reaches_caller_unchanged(
