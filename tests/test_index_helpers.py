@@ -73,7 +73,13 @@ BUILT = {
 }
 
 
-@pytest.fixture(params=[CALL, PLAIN], ids=["runner", "plain"])
+RUNNER, WITHOUT = (
+    pytest.param(CALL, id="runner"),
+    pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+)
+
+
+@pytest.fixture(params=[RUNNER, WITHOUT])
 def create(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str], Project]:
     """Create a project whose revision b builds an index."""
 
@@ -135,6 +141,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_other_object_with_the_name_is_refused_until_renamed(
     database: Database, create: Callable[[str, str], Project], other: str
@@ -155,6 +162,7 @@ def test_other_object_with_the_name_is_refused_until_renamed(
     assert index(database, "old_By Id")[0] == before[0]
 
 
+@pytest.mark.slow
 def test_script_of_helpers_runs_twice(database: Database, tmp_path: Path, psql: str) -> None:
     arguments = "'By Id', 'Orders', ['id', '\"Total\"'], where='id > 1'"
     project = projects.create(

@@ -67,6 +67,11 @@ def call(options: str) -> str:
     return f"run_migrations(context, connection, {options})"
 
 
+every_driver = pytest.mark.parametrize(
+    "driver", ["psycopg2", pytest.param("psycopg", marks=pytest.mark.slow)]
+)
+
+
 @pytest.fixture
 def create(tmp_path: Path) -> Callable[..., Project]:
     """Create a project of `alembic init` with revisions by name."""
@@ -116,16 +121,17 @@ def test_history_with_branches_runs_in_both_directions(
     assert_no_lock_is_left(database)
 
 
-def test_run_keeps_options_of_configure(database: Database, create: Callable[..., Project]) -> None:
+def test_run_keeps_options_of_configure(
+    database: Database, create: Callable[..., Project], capsys: pytest.CaptureFixture[str]
+) -> None:
     database.execute('CREATE SCHEMA "Ops"')
     options = (
         "version_table='Revisions', version_table_schema='Ops', version_table_pk=False,"
         " on_version_apply=lambda **keywords: print('applied', keywords['heads'])"
     )
     project = create(options, a=table("a"))
-    outcome = project.alembic(database, "upgrade", "head")
-    assert outcome.code == 0, outcome.stderr
-    assert "applied {'a'}" in outcome.stdout
+    project.go(database, "head")
+    assert "applied {'a'}" in capsys.readouterr().out
     assert recorded(database, '"Ops"."Revisions"') == ["a"]
     assert not database.catalog().tables["Ops.Revisions"].constraints
     assert "public.alembic_version" not in database.catalog().tables
@@ -199,6 +205,7 @@ def test_version_table_is_found_by_search_path(
     assert "tenant.alembic_version" in database.catalog().tables
 
 
+@pytest.mark.slow
 def test_retried_revision_runs_its_python_code_again(
     database: Database, create: Callable[..., Project]
 ) -> None:
@@ -261,7 +268,7 @@ def limited_role(database: Database) -> Any:
     database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@every_driver
 def test_idle_limit_of_role_ends_run_unless_it_has_another(
     limited_role: Database, tmp_path: Path, driver: str
 ) -> None:
@@ -317,7 +324,7 @@ CONCURRENTLY = """with op.get_context().autocommit_block():
         op.create_index("a_id", "a", ["id"], postgresql_concurrently=True)"""
 
 
-@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@every_driver
 def test_concurrent_statement_of_any_revision_waits_for_long_transactions(
     database: Database, create: Callable[..., Project], driver: str
 ) -> None:
@@ -386,6 +393,7 @@ def test_option_that_breaks_runs_is_refused(
     assert database.catalog() == before
 
 
+@pytest.mark.slow
 def test_offline_call_is_refused_and_offline_part_prints_script(
     database: Database, create: Callable[..., Project]
 ) -> None:
