@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, make_url
 
 from langfuse_schema import embedded
 from langfuse_schema.embedded import binaries, folders
+from tests.helpers import projects
 from tests.helpers.databases import SUPERUSER, Database
 from tests.helpers.npm import clients, start_postgresql  # noqa: F401 - a fixture
 
@@ -222,6 +223,24 @@ def password_role(database: Database) -> Iterator[str]:
     database.execute(f"CREATE ROLE {PASSWORD_ROLE} LOGIN PASSWORD 'right'", SUPERUSER)
     yield PASSWORD_ROLE
     database.execute(f"DROP ROLE {PASSWORD_ROLE}", SUPERUSER)
+
+
+@pytest.fixture(scope="session")
+def bare_project(tmp_path_factory: pytest.TempPathFactory) -> projects.Project:
+    """What `alembic init` writes, with the three lines and the revisions of this package."""
+    return projects.create(tmp_path_factory.mktemp("bare"))
+
+
+PROJECTS = ["this package", pytest.param("alembic init", marks=pytest.mark.slow)]
+"""The environments of the live tests."""
+
+
+@pytest.fixture(params=PROJECTS)
+def project(request: pytest.FixtureRequest) -> projects.Project:
+    """Each Alembic environment that the live tests run in."""
+    if request.param == "this package":
+        return projects.Project()
+    return request.getfixturevalue("bare_project")
 
 
 class OwnServer:

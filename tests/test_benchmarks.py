@@ -109,3 +109,10 @@ def test_plot_benchmark_draws_identical_pictures_from_same_figures(
         benchmark("plot", "--directory", str(tmp_path))
         drawn.append([(tmp_path / name).read_bytes() for name in ("stall.svg", "own-scores.svg")])
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.slow
+def test_public_history_leaves_same_database_with_six_runners(scratch: Path) -> None:
+    """The other history is too large to be installed here."""
+    printed = benchmark("histories", "--only", "optuna", "--directory", str(scratch))
+    assert printed.count("6 runners") == printed.count("one ran the revisions") == 3

@@ -23,7 +23,8 @@ def current(root: Path) -> dict[str, str]:
     revisions = sorted((root / "alembic" / "versions").glob("*.py"))
     files = [*revisions, *sorted((root / "alembic" / "snapshots").glob("*.json"))]
     texts = {path.relative_to(root).as_posix(): path.read_text("utf-8") for path in files}
-    helpers = _helpers((root / "src" / "langfuse_schema" / "operations.py").read_text("utf-8"))
+    modules = sorted((root / "src" / "langfuse_schema" / "operations").glob("*.py"))
+    helpers = _helpers("\n".join(path.read_text("utf-8") for path in modules))
     called = {name for path in revisions for name in _called(path.read_text("utf-8"))}
     texts |= {f"operations.{name}": helpers[name] for name in _closure(called, helpers)}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
@@ -39,10 +40,10 @@ def _called(source: str) -> set[str]:
 
 
 def _helpers(source: str) -> dict[str, str]:
-    """Return the source of each function and constant of `operations`, by name."""
+    """Return the source of each function, class and constant of `operations`, by name."""
     found = {}
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found[node.name] = ast.get_source_segment(source, node) or ""
         elif isinstance(node, ast.Assign):
             found[ast.unparse(node.targets[0])] = ast.get_source_segment(source, node) or ""

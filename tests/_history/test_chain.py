@@ -98,8 +98,12 @@ class TestFrozen:
         [
             (f"alembic/snapshots/{REVISIONS[0]}.json", "uuid", "text"),
             ("alembic/versions/*core.py", "service_role", "anon"),
-            ("src/langfuse_schema/operations.py", "IF budget >", "IF budget >="),
-            ("src/langfuse_schema/operations.py", "def _keep_setting(", "def _keep_setting ("),
+            ("src/langfuse_schema/operations/__init__.py", "IF budget >", "IF budget >="),
+            (
+                "src/langfuse_schema/operations/_indexes.py",
+                "def _keep_setting(",
+                "def _keep_setting (",
+            ),
         ],
     )
     def test_release_check_reports_change_after_release(
@@ -121,7 +125,7 @@ class TestFrozen:
         for part in ("alembic", "src/langfuse_schema"):
             shutil.copytree(CHECKOUT / part, tmp_path / part)
         release.main(tmp_path)
-        operations = tmp_path / "src" / "langfuse_schema" / "operations.py"
+        operations = tmp_path / "src" / "langfuse_schema" / "operations" / "__init__.py"
         text = operations.read_text(encoding="utf-8")
         operations.write_text(f"{text}\n\ndef new_helper() -> None:\n    pass\n", encoding="utf-8")
         assert release.changed(tmp_path) == []

@@ -32,6 +32,8 @@ from tests.helpers.databases import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.helpers.projects import Project
+
 INDEX = "idx_reflections_langfuse_trace_id"
 
 COLUMN = """ALTER TABLE reflections ADD COLUMN langfuse_trace_id uuid
@@ -66,13 +68,13 @@ def long_transaction(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("shape", ["(langfuse_trace_id)", "(user_id)"])
-def test_upgrade_rebuilds_invalid_index(database: Database, shape: str) -> None:
-    migrations.upgrade(database.url, CORE)
+def test_upgrade_rebuilds_invalid_index(database: Database, shape: str, project: Project) -> None:
+    project.go(database, CORE)
     database.execute(COLUMN)
     database.execute(f"CREATE INDEX {INDEX} ON reflections {shape}")
     invalidate(database)
     before = oid(database)
-    migrations.upgrade(database.url, LINKS)
+    project.go(database, LINKS)
     assert oid(database) != before
     assert is_valid(database)
 

@@ -28,6 +28,9 @@ from tests.helpers.databases import (
     environment,
     until,
 )
+from tests.helpers.projects import Project
+
+OWN = Project()
 
 LOCK_TIMEOUT = 0.5
 ALLOWANCE = 0.2
@@ -45,18 +48,22 @@ def start(database: Database, *arguments: str) -> subprocess.Popen[str]:
 
 
 def assert_short_waits(
-    database: Database, direction: str, held_tables: tuple[str, ...], seconds: float
+    database: Database,
+    direction: str,
+    held_tables: tuple[str, ...],
+    seconds: float,
+    project: Project = OWN,
 ) -> None:
     """Migrate while tables are held, the second from a little later on."""
     if direction == "downgrade":
-        migrations.upgrade(database.url)
+        project.go(database, "head")
     target = "head" if direction == "upgrade" else "base"
     with canaries(database) as watching, ExitStack() as holders:
         for table in held_tables[:1]:
             holders.enter_context(held(database, table))
         time.sleep(1.0)
         own_worst = max(canary.worst for canary in watching.values())
-        process = start(database, direction, target)
+        process = project.start(database, direction, target)
         if held_tables:
             until(database, WAITING)
         began = time.monotonic()
@@ -76,8 +83,10 @@ def assert_short_waits(
 
 
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
-def test_other_sessions_wait_at_most_one_lock_timeout(database: Database, direction: str) -> None:
-    assert_short_waits(database, direction, ("reflections", "auth.users"), 3.0)
+def test_other_sessions_wait_at_most_one_lock_timeout(
+    database: Database, direction: str, project: Project
+) -> None:
+    assert_short_waits(database, direction, ("reflections", "auth.users"), 3.0, project)
 
 
 @pytest.mark.slow

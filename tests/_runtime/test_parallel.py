@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 from langfuse_schema import migrations
-from langfuse_schema._runtime import runner_lock
 from langfuse_schema._runtime.options import Options
 from tests.helpers.canary import canaries
 from tests.helpers.databases import (
@@ -28,6 +27,7 @@ from tests.helpers.databases import (
     langfuse_schema,
     until,
 )
+from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,30 +39,23 @@ WAITING_FOR_RUNNER_LOCK = f"""SELECT EXISTS (SELECT FROM pg_stat_activity
     AND {RUNNER_SESSION})"""
 """Whether a runner has asked for the lock more than once: it sleeps after each try."""
 
+OWN = Project()
+RUNNER_LOCK = OWN.lock
 RUNNERS = 20
-ROUNDS = 10
+ROUNDS, ROUNDS_OF_OTHER = 10, 1
 
 
-def start(database: Database, count: int) -> list[subprocess.Popen[str]]:
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "alembic", "upgrade", "head"],
-            cwd=CHECKOUT,
-            env=environment(DATABASE_URL=database.text),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(count)
-    ]
+def start(database: Database, count: int, project: Project = OWN) -> list[subprocess.Popen[str]]:
+    return [project.start(database, "upgrade", "head") for _ in range(count)]
 
 
-def assert_one_migrates(database: Database, count: int) -> None:
+def assert_one_migrates(database: Database, count: int, project: Project) -> None:
     """Start half of the runners from an empty database, the others while an index is built."""
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
-        runners = start(database, count // 2)
+        runners = start(database, count // 2, project)
         until(database, BUILDING)
-        runners += start(database, count - count // 2)
+        runners += start(database, count - count // 2, project)
         until(database, WAITING_FOR_RUNNER_LOCK)
         reader.exec_driver_sql("ROLLBACK")
     printed = [runner.communicate()[1] for runner in runners]
@@ -75,7 +68,7 @@ def assert_one_migrates(database: Database, count: int) -> None:
 
 
 def test_one_of_four_runners_upgrades_and_others_wait(database: Database) -> None:
-    assert_one_migrates(database, 4)
+    assert_one_migrates(database, 4, OWN)
     assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
@@ -102,19 +95,22 @@ def test_one_of_four_runners_upgrades_embedded_database_of_checkout(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_one_of_twenty_runners_upgrades_in_each_of_ten_rounds(own_server: OwnServer) -> None:
-    for _ in range(ROUNDS):
-        assert_one_migrates(own_server.database, RUNNERS)
-        migrations.downgrade(own_server.database.url, "base")
+def test_one_of_twenty_runners_upgrades_in_each_round(
+    own_server: OwnServer, project: Project
+) -> None:
+    rounds = ROUNDS if project == OWN else ROUNDS_OF_OTHER
+    for _ in range(rounds):
+        assert_one_migrates(own_server.database, RUNNERS, project)
+        project.go(own_server.database, "base", downgrade=True)
     log = own_server.log()
-    assert log.count("CREATE TABLE public.langfuse_traces") == ROUNDS, "the log is there"
+    assert log.count("CREATE TABLE public.langfuse_traces") == rounds, "the log is there"
     assert "deadlock" not in log
     assert "ERROR" not in log
 
 
 def hold_runner_lock(connection: sa.Connection) -> None:
     connection.exec_driver_sql("SET application_name = 'other runner'")
-    assert runner_lock._try(connection)
+    assert RUNNER_LOCK.try_twice(connection)
 
 
 def test_wait_for_runner_lock_ends_at_lock_deadline(database: Database) -> None:
@@ -150,13 +146,13 @@ def test_upgrade_at_head_and_read_only_commands_never_wait_for_runner_lock(
 
 def test_ensure_held_never_releases_runner_lock(database: Database) -> None:
     """A rival asks as fast as the server can, while each step's question is asked."""
-    take = f"pg_try_advisory_lock({runner_lock._CLASS}, {runner_lock._OBJECT})"
+    take = RUNNER_LOCK.acquire
     attempts_sql = f"SELECT count(*) FROM generate_series(1, 1000000) WHERE {take}"
     with database.connect() as holder, database.connect() as rival, ThreadPoolExecutor() as thread:
-        with runner_lock.runner_lock(holder, deadline=1):
+        with RUNNER_LOCK.held(holder, deadline=1):
             attempts = thread.submit(rival.exec_driver_sql, attempts_sql)
             while not attempts.done():
-                runner_lock.ensure_held(holder)
+                RUNNER_LOCK.ensure_held(holder)
             assert attempts.result().scalar() == 0
         assert rival.exec_driver_sql(f"SELECT {take}").scalar() is True
 
@@ -167,10 +163,11 @@ def test_runner_lock_ignores_other_databases_and_advisory_locks(
     with database.connect() as other:
         hold_runner_lock(other)
         migrations.upgrade(second_database.url, lock_deadline=0.1)
-    key = runner_lock._CLASS << 32 | runner_lock._OBJECT
+    first, second = RUNNER_LOCK.key
+    key = first << 32 | second
     with second_database.connect() as unrelated:
         unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({key})")
-        unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({runner_lock._CLASS}, 0)")
+        unrelated.exec_driver_sql(f"SELECT pg_advisory_lock({first}, 0)")
         migrations.downgrade(second_database.url, "base", lock_deadline=0.1)
 
 

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 
 from langfuse_schema import migrations
 from langfuse_schema._postgres.findings import SchemaError
-from langfuse_schema._runtime import runner_lock
+from langfuse_schema._runtime.runner_lock import RunnerLock
 from tests.helpers.databases import Database, langfuse_schema
+from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,8 @@ PGBOUNCER = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 
 if PGBOUNCER is None and os.environ.get("CI") != "true":
     pytest.skip("pgbouncer is not installed (Debian: pgbouncer)", allow_module_level=True)
+
+OWN = Project()
 
 PORT = 6543  # the name of a socket file only
 
@@ -104,10 +107,10 @@ def advisory_locks(database: Database) -> int:
     return int(database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")[0][0])
 
 
-def assert_refused(database: Database, through: Database) -> None:
+def assert_refused(database: Database, through: Database, project: Project = OWN) -> None:
     before = database.catalog()
     with pytest.raises(SchemaError) as refused:
-        migrations.upgrade(through.url)
+        project.go(through, "head")
     (finding,) = refused.value.findings
     assert finding.code == "connection-pooled"
     assert "5432" in str(finding.advice)
@@ -133,10 +136,16 @@ def assert_settings_untouched(through: Database, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 10])
 def test_upgrade_refuses_transaction_mode_and_keeps_backend_settings(
-    database: Database, scratch: Path, size: int
+    database: Database, scratch: Path, size: int, project: Project
 ) -> None:
     with pooler(database, scratch, "transaction", size) as through:
-        assert_refused(database, through)
+        assert_refused(database, through, project)
+        assert_settings_untouched(through, size)
+
+
+def test_commands_refuse_transaction_mode(database: Database, scratch: Path) -> None:
+    size = 2
+    with pooler(database, scratch, "transaction", size) as through:
         outcome = langfuse_schema(through, "upgrade", "head")
         assert outcome.code != 0
         assert "connection-pooled" in outcome.stderr
@@ -157,18 +166,18 @@ def test_read_only_commands_succeed_in_transaction_mode(database: Database, scra
 
 @pytest.mark.parametrize("size", [1, 10])
 def test_upgrade_and_downgrade_succeed_in_session_mode(
-    database: Database, scratch: Path, size: int
+    database: Database, scratch: Path, size: int, project: Project
 ) -> None:
     with pooler(database, scratch, "session", size) as through:
-        migrations.upgrade(through.url)
-        migrations.downgrade(through.url, "base")
+        project.go(through, "head")
+        project.go(through, "base", downgrade=True)
     assert advisory_locks(database) == 0
 
 
 def test_runner_lock_stops_upgrade_when_pooler_detection_misses_pooler(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_lock, "_try", lambda _: True)
+    monkeypatch.setattr(RunnerLock, "try_twice", lambda *_: True)
     with pytest.raises(SchemaError, match="runner-lock-lost"):
         migrations.upgrade(database.url)
     assert "public.langfuse_traces" not in database.catalog().tables

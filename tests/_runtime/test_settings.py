@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from langfuse_schema import migrations
 from langfuse_schema._runtime.connect import connect
 from langfuse_schema._runtime.options import Options
-from langfuse_schema._runtime.settings import changed
+from langfuse_schema._runtime.settings import changed, session_settings
 from tests.helpers.databases import Database, alembic
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def test_session_applies_settings_and_restores_previous_ones(database: Database)
         before = settings(connection)
         assert before[0] == "0", "a reader leaves nothing in a session"
         connection.rollback()
-        with changed(connection, options.lock_timeout):
+        with changed(connection, session_settings(options.lock_timeout)):
             assert settings(connection) == expected
             connection.rollback()
             assert settings(connection) == expected

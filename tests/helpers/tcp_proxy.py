@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from langfuse_schema import migrations
 from tests.helpers.databases import Database
+from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -157,19 +157,25 @@ def proxied(
         shutil.rmtree(folder)
 
 
-def _command(name: str, url: str, revision: str) -> None:
-    getattr(migrations, name)(url, revision)
-
-
-def start(name: str, database: Database, revision: str) -> multiprocessing.process.BaseProcess:
-    """Start `migrations.upgrade` or `downgrade` in a process of its own, within milliseconds."""
-    process = _forks.Process(target=_command, args=(name, database.text, revision))
+def start(
+    name: str, database: Database, revision: str, project: Project | None = None
+) -> multiprocessing.process.BaseProcess:
+    """Start an upgrade or a downgrade in a process of its own, within milliseconds."""
+    run = (project or Project()).go
+    downgrade = {"downgrade": name == "downgrade"}
+    process = _forks.Process(target=run, args=(database, revision), kwargs=downgrade)
     process.start()
     return process
 
 
 def kill_at(
-    name: str, database: Database, revision: str, statement: int, *, before: bool
+    name: str,
+    database: Database,
+    revision: str,
+    statement: int,
+    *,
+    before: bool,
+    project: Project | None = None,
 ) -> str | None:
     """Run a command and SIGKILL it at a statement.
 
@@ -187,7 +193,7 @@ def kill_at(
             os.kill(process[0].pid, signal.SIGKILL)
 
         proxy.on_stop = kill
-        process.append(start(name, through, revision))
+        process.append(start(name, through, revision, project))
         started.set()
         process[0].join()
         return proxy.statements[statement - 1] if reached.is_set() else None

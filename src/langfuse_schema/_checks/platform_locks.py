@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema.operations import locking
+from langfuse_schema.operations._locks import locking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

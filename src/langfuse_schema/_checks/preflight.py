@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from langfuse_schema._checks import conflicts, platform_locks, requirements
-from langfuse_schema._history.chain import Position
+from langfuse_schema._history.chain import VERSION_TABLE, Position
 from langfuse_schema._postgres import catalog
+from langfuse_schema._postgres.findings import finding
 from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
@@ -109,6 +110,19 @@ class UpgradeChecks:
     def __init__(self, history: History) -> None:
         """Keep the chain."""
         self._history = history
+        # PostgreSQL prints names according to search_path.
+        self.settings = {"search_path": "public"}
+
+    def destinations(self, revisions: Sequence[str]) -> list[Finding]:
+        """Check that a command names one revision: each one follows another."""
+        if len(revisions) <= 1:
+            return []
+        values = {
+            "found": ", ".join(revisions),
+            "expected": "one revision, because each one follows another",
+            "advice": "Name the newest one only.",
+        }
+        return [finding("option-invalid", "the revision to stamp", **values)]
 
     def heads(self, heads: Sequence[str]) -> list[Finding]:
         """Check that one known revision is recorded, or none."""
@@ -125,3 +139,23 @@ class UpgradeChecks:
         state = requirements.server_state(connection, {})
         findings = [*requirements.server(state), *requirements.version_table(state)]
         return requirements.one_cause(findings, state)
+
+    def prepare(self, connection: Connection) -> None:
+        """Create the version table, closed to the API roles."""
+        VERSION_TABLE.create(connection)
+
+
+class NoChecks(UpgradeChecks):
+    """The session and the version table of a run that is not checked."""
+
+    def heads(self, _heads: Sequence[str]) -> list[Finding]:
+        """Accept any recorded revisions."""
+        return []
+
+    def upgrade(self, *_: object) -> list[Finding]:
+        """Accept any database."""
+        return []
+
+    def other(self, *_: object) -> list[Finding]:
+        """Accept any database."""
+        return []

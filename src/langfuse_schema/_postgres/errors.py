@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, QUERY_CANCELED = "55P03", "40P01", "57014"
+INSUFFICIENT_PRIVILEGE = "42501"
 
 _ADVICE = {
     DEADLOCK_DETECTED: "Another session took the same locks in another order."
     " Run the same command again.",
-    "42501": "Grant the missing privilege, or connect as the role that owns the tables.",
+    INSUFFICIENT_PRIVILEGE: "Grant the missing privilege, or connect as the owner of the tables.",
     "25006": "Connect to the primary server, in a session that can write.",
     "2BP01": "Drop or change the dependent objects first. Then run the same command again.",
 }

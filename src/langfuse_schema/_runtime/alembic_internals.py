@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from alembic.runtime.migration import RevisionStep
+from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import to_tuple
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
+    from sqlalchemy import Connection
 
 
 @dataclass
@@ -60,6 +62,33 @@ def steps_after(context: EnvironmentContext, heads: tuple[str, ...]) -> Steps:
     choose = context.get_context().opts["fn"]
     steps = choose(() if purge else heads, context.get_context())
     return Steps(heads, with_discards(steps, context.script), purge)
+
+
+def recorded_heads(context: EnvironmentContext) -> tuple[str, ...]:
+    """Read the recorded revisions; none before the first upgrade."""
+    return tuple(sorted(context.get_context().get_current_heads()))
+
+
+def heads_reader(context: EnvironmentContext) -> Callable[[Connection], tuple[str, ...]]:
+    """Return a function that reads the recorded revisions with another connection."""
+    names = ("version_table", "version_table_schema", "version_table_pk")
+    options = context.get_context().opts
+    kept = {name: options[name] for name in names if name in options}
+    return lambda connection: tuple(
+        sorted(MigrationContext.configure(connection, opts=kept).get_current_heads())
+    )
+
+
+@contextmanager
+def options_restored(context: EnvironmentContext) -> Iterator[None]:
+    """Restore the options of a configured command: env.py can run it on several databases."""
+    options = context.get_context().opts
+    before = dict(options)
+    try:
+        yield
+    finally:
+        options.clear()
+        options.update(before)
 
 
 def purges(context: EnvironmentContext) -> bool:

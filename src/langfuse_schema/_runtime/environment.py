@@ -1,4 +1,4 @@
-"""Run a command of Alembic in its env.py: offline as a script, online with the runner."""
+"""What an env.py needs beside the runner: logging, interrupts, and scripts (`--sql`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from contextlib import contextmanager, nullcontext
 from logging.config import fileConfig
 from typing import TYPE_CHECKING, Any, TextIO
 
-from langfuse_schema._postgres.errors import errors_as_findings
-from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema._runtime import alembic_internals, settings, signals
-from langfuse_schema._runtime.options import invalid_option
-from langfuse_schema._runtime.runner import Checks, Runner, position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 
     from langfuse_schema._postgres.version_table import VersionTable
     from langfuse_schema._runtime.options import Options
-    from langfuse_schema._runtime.target import Target
 
 log = logging.getLogger("langfuse_schema")
 
@@ -38,20 +33,6 @@ def configure_logging(config: Config) -> None:
         if getattr(config.cmd_opts, "quiet", False):
             for name in ("alembic", "langfuse_schema"):
                 logging.getLogger(name).setLevel(logging.WARNING)
-        # Alembic announces each try of a step.
-        logging.getLogger("alembic.runtime.migration").filters = [_first_time()]
-
-
-def _first_time() -> Callable[[logging.LogRecord], bool]:
-    logged = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        new = message not in logged
-        logged.add(message)
-        return new
-
-    return is_new
 
 
 def run_offline(
@@ -105,42 +86,33 @@ class _ScriptOutput:
         self._output.flush()
 
 
-def run_online(
-    context: EnvironmentContext,
-    configure: Callable[..., None],
-    target: Target,
-    version_table: VersionTable,
-    checks: Checks | None,
-) -> None:
-    """Run a command on a database.
-
-    `configure` passes options to `context.configure`. Without `checks`, nothing is checked.
-    """
-    with (
-        interrupts(context.config),
-        target.connect() as connection,
-        _reporting_position(context.config, connection, version_table),
-        errors_as_findings(),
-    ):
-        # The version table is created by the runner: a command that reads must write nothing.
-        configure(connection=connection, dont_mutate=True)
-        revisions = alembic_internals.destinations(context)
-        if revisions is not None:
-            _check_destinations(revisions)
-            Runner(context, configure, connection, version_table, target.options, checks).run()
-            return
-        findings = checks.heads(version_table.heads(connection)) if checks else []
-        if findings:
-            raise SchemaError(*findings)
-        with context.begin_transaction():
-            context.run_migrations()
+@contextmanager
+def interruptible_run(context: EnvironmentContext, connection: sa.Connection) -> Iterator[None]:
+    """On the command line, end a run at once on Ctrl-C or SIGTERM, with the state it reached."""
+    with interrupts(context.config):
+        try:
+            yield
+        except BaseException as error:
+            interrupt = signals.find_interrupt(error)
+            if interrupt is None or context.config.cmd_opts is None:
+                raise
+            read_heads = alembic_internals.heads_reader(context)
+            connection.invalidate()
+            log.warning("interrupted; %s", _position(connection.engine, read_heads))
+            number = next(iter(interrupt.args), signal.SIGINT)
+            raise SystemExit(128 + number) from None
 
 
-def _check_destinations(revisions: tuple[str, ...]) -> None:
-    if len(revisions) > 1:
-        expected = "one revision, because each one follows another"
-        advice = "Name the newest one only."
-        raise invalid_option("the revision to stamp", ", ".join(revisions), expected, advice)
+def _position(engine: sa.Engine, read_heads: Callable[[sa.Connection], tuple[str, ...]]) -> str:
+    """Return the state of the database, read with another connection."""
+
+    def read() -> str:
+        with engine.connect() as second:
+            return ", ".join(read_heads(second)) or "base"
+
+    reached = signals.call_briefly(read)
+    known = f"the database is at {reached}; " if reached else ""
+    return f"{known}run the same command again to resume"
 
 
 def interrupts(config: Config) -> AbstractContextManager[None]:
@@ -152,17 +124,32 @@ def interrupts(config: Config) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _reporting_position(
-    config: Config, connection: sa.Connection, version_table: VersionTable
-) -> Iterator[None]:
-    """After an interrupt on the command line, log the state of the database and exit."""
+def logging_enabled(config: Config) -> Iterator[None]:
+    """Let the messages of a run appear. `fileConfig` in env.py disables existing loggers."""
+    former = (log.disabled, log.level)
+    alembic_log = logging.getLogger("alembic.runtime.migration")
+    # Alembic announces each try of a step.
+    repeated = _first_time()
+    log.disabled = False
+    if config.cmd_opts is not None:
+        alembic_log.addFilter(repeated)
+        if log.level == logging.NOTSET and not getattr(config.cmd_opts, "quiet", False):
+            log.setLevel(logging.INFO)
     try:
         yield
-    except BaseException as error:
-        interrupt = signals.find_interrupt(error)
-        if interrupt is None or config.cmd_opts is None:
-            raise
-        connection.invalidate()
-        log.warning("interrupted; %s", position(connection, version_table))
-        number = next(iter(interrupt.args), signal.SIGINT)
-        raise SystemExit(128 + number) from None
+    finally:
+        log.disabled, level = former
+        log.setLevel(level)
+        alembic_log.removeFilter(repeated)
+
+
+def _first_time() -> Callable[[logging.LogRecord], bool]:
+    logged = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in logged
+        logged.add(message)
+        return new
+
+    return is_new

@@ -26,6 +26,9 @@ class Options:
     Attributes:
         lock_timeout: the longest wait for locks at a time. Other sessions queue that long.
         lock_deadline: how long to retry, and to wait for another runner.
+        idle_in_transaction_timeout: the longest pause between two statements of a transaction.
+            0 is no limit, and None keeps the limit of the role.
+        idle_session_timeout: the longest pause between two transactions, like the former.
 
     Raises:
         SchemaError: a value is out of range.
@@ -33,13 +36,19 @@ class Options:
 
     lock_timeout: float = 0.5
     lock_deadline: float = 600.0
+    idle_in_transaction_timeout: float | None = None
+    idle_session_timeout: float | None = None
 
     def __post_init__(self) -> None:
         """Check the range."""
         for name, value in vars(self).items():
+            if name.startswith("idle") and value in (None, 0):
+                continue
             if not isinstance(value, int | float) or not _SHORTEST <= value <= _LONGEST:
                 expected = f"a time in seconds, from {_SHORTEST} to {_LONGEST:,.0f}"
-                advice = f"Write it as {name}=0.5, or on the command line as -x {name}=500ms."
+                advice = f"Write it as {name}=0.5."
+                if not name.startswith("idle"):
+                    advice = f"Write it as {name}=0.5, or on the command line as -x {name}=500ms."
                 raise invalid_option(name, repr(value), expected, advice)
 
 

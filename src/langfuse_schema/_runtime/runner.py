@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sys
@@ -19,17 +20,18 @@ from langfuse_schema._postgres.errors import (
     sqlstate,
 )
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
-from langfuse_schema._runtime import pooler_detection, runner_lock, settings, signals
-from langfuse_schema._runtime.alembic_internals import Steps, purges, steps_after
+from langfuse_schema._runtime import pooler_detection, settings
+from langfuse_schema._runtime.alembic_internals import Steps, purges, recorded_heads, steps_after
+from langfuse_schema._runtime.builds import Builds
 from langfuse_schema._runtime.lock_monitor import LockMonitor
+from langfuse_schema._runtime.runner_lock import RunnerLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy import Connection
 
-    from langfuse_schema._postgres.version_table import VersionTable
     from langfuse_schema._runtime.options import Options
 
 log = logging.getLogger("langfuse_schema")
@@ -40,9 +42,27 @@ _RETRIED = (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED)
 _PAUSE_SECONDS = (1.0, 2.0)
 _REMINDER_SECONDS = 10.0
 
+_IDLE_LIMITS = {
+    "idle_in_transaction_session_timeout": "idle_in_transaction_timeout",
+    "idle_session_timeout": "idle_session_timeout",
+}
+"""The argument of a run by the setting of PostgreSQL."""
+
+_SESSION = (
+    "SELECT pg_backend_pid(), json_object_agg(name, setting::float / 1000)::text FROM pg_settings"
+    " WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout')"
+)
+
 
 class Checks(Protocol):
-    """The checks that a run calls. The runtime itself contains no schema."""
+    """The checks of a schema, which a run calls. The runtime itself contains no schema."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Return the settings of the session, in addition to the timeouts of the run."""
+
+    def destinations(self, revisions: Sequence[str]) -> list[Finding]:
+        """Check the revisions to which a command goes."""
 
     def heads(self, heads: Sequence[str]) -> list[Finding]:
         """Check the recorded revisions."""
@@ -55,6 +75,9 @@ class Checks(Protocol):
     def other(self, connection: Connection) -> list[Finding]:
         """Check the database before a downgrade or a stamp."""
 
+    def prepare(self, connection: Connection) -> None:
+        """Create the version table unless it exists. The runner commits."""
+
 
 @dataclass
 class Runner:
@@ -63,39 +86,56 @@ class Runner:
     Attributes:
         context: Alembic's, configured for the connection.
         configure: passes options to `context.configure`.
-        connection: in the transaction in which it was opened.
+        connection: without an open transaction.
         checks: called before the first step; None to run without.
     """
 
     context: EnvironmentContext
     configure: Callable[..., None]
     connection: Connection
-    version_table: VersionTable
     options: Options
     checks: Checks | None
     _steps: Steps = field(default_factory=Steps, init=False)
     _prepared: bool = field(default=False, init=False)
-    _building: str | None = field(default=None, init=False)
     _advanced_at: float = field(default=0.0, init=False)
+    _retrying: bool = field(default=False, init=False)
     _logged: str = field(default="", init=False)
     _logged_at: float = field(default=0.0, init=False)
+    _idle_limits: dict[str, float] = field(default_factory=dict, init=False)
+    _lock: RunnerLock = field(init=False)
     _monitor: LockMonitor = field(init=False)
+    _builds: Builds = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Choose the settings of the session."""
+        more = self.checks.settings if self.checks else {}
+        times = settings.timeouts(
+            self.options.lock_timeout,
+            idle_in_transaction=self.options.idle_in_transaction_timeout,
+            idle=self.options.idle_session_timeout,
+        )
+        self._settings = {**times, **more}
 
     def run(self) -> None:
         """Run all steps, if there are any."""
         connection = self.connection
+        settings.apply_locally(connection, self._settings)
         self._plan()
         if not self._steps:
             self._check_at_rest()
+            connection.rollback()
             return
+        migrations = self.context.get_context()
+        place = (migrations.version_table_schema, migrations.version_table)
+        self._lock = RunnerLock.located(connection, *place)
         connection.rollback()
         # Before any setting is changed: other clients can use the same session.
         pooled = pooler_detection.detect(connection)
         if pooled:
             raise SchemaError(*pooled)
         with (
-            settings.changed(connection, self.options.lock_timeout),
-            runner_lock.runner_lock(connection, self.options.lock_deadline),
+            settings.changed(connection, self._settings),
+            self._lock.held(connection, self.options.lock_deadline),
         ):
             # Another runner can have completed the steps.
             self._plan()
@@ -105,7 +145,12 @@ class Runner:
 
     def _plan(self) -> None:
         """Choose the steps before the first one runs: after it, `+2` would be two more."""
-        heads = self.version_table.heads(self.connection)
+        try:
+            heads = recorded_heads(self.context)
+        except DBAPIError as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE:
+                raise
+            raise SchemaError(finding("database-busy", "the version table")) from error
         if self.checks and not purges(self.context):
             findings = self.checks.heads(heads)
             if findings:
@@ -115,30 +160,30 @@ class Runner:
     def _run_steps(self) -> None:
         """Run all steps, and retry them until the deadline while locks are held."""
         self._advanced_at = time.monotonic()
-        pid = self.connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-        self.connection.rollback()
+        connection = self.connection
+        pid, limits = connection.exec_driver_sql(_SESSION).one()
+        connection.rollback()
+        self._idle_limits = json.loads(limits)
+        # A longer pause would end the session.
+        longest = self._idle_limits["idle_session_timeout"] / 2 or _PAUSE_SECONDS[1]
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
-        self._monitor = LockMonitor(self.connection, pid, self.options, terminal=terminal)
-        with closing(self._monitor):
+        self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
+        self._builds = Builds(connection, self.options, self._watch, self._advance)
+        with closing(self._monitor), self._builds.watched():
             while not self._try_steps():
-                pause = random.uniform(*_PAUSE_SECONDS)  # noqa: S311 - no secret
+                pause = min(random.uniform(*_PAUSE_SECONDS), longest)  # noqa: S311 - no secret
                 time.sleep(min(pause, self._left()))
 
     def _try_steps(self) -> bool:
         """Run the remaining steps. Return False if a lock was not available."""
         try:
-            if not self._prepared:
+            if self.checks and not self._prepared:
                 self._check()
-                self.version_table.create(self.connection)
+                self.checks.prepare(self.connection)
                 self.connection.commit()
                 self._prepared = True
-            self.configure(
-                connection=self.connection,
-                dont_mutate=True,
-                fn=self._remaining,
-                online_build=self._build,
-                online_build_wait=round(self.options.lock_deadline * 1000),
-            )
+            # A second purge would delete the steps that are completed.
+            self.configure(fn=self._remaining, dont_mutate=self._prepared, purge=self._steps.purge)
             with self.context.begin_transaction():
                 self.context.run_migrations()
         except (DBAPIError, PendingRollbackError) as error:
@@ -176,58 +221,69 @@ class Runner:
     def _remaining(self, *_: object) -> Iterator[Any]:
         for step in self._steps.remaining():
             # In the transaction of the step. Alembic returns here after its commit.
-            runner_lock.ensure_held(self.connection)
+            self._lock.ensure_held(self.connection)
             yield step
-            self._advanced_at = time.monotonic()
+            self._steps.purge = False
+            self._advance()
 
     @contextmanager
-    def _build(self, table: str) -> Iterator[None]:
-        """Wrap an index build of `operations.create_index_online`."""
-        runner_lock.ensure_held(self.connection)
-        self._building = table
+    def _watch(self, table: str) -> Iterator[None]:
+        """Wrap a statement with CONCURRENTLY."""
+        self._lock.ensure_held(self.connection)
+        if not self._retrying:
+            self._advanced_at = time.monotonic()
         with self._monitor.build(table):
             yield
-        self._building = None
+
+    def _advance(self) -> None:
+        """Record that a step, or a build, is completed."""
         self._advanced_at = time.monotonic()
+        self._retrying = False
 
     def _recover(self, error: Exception) -> None:
         """Roll back, and raise the error unless a retry can help."""
         code = sqlstate(error)
         gave_up = code == QUERY_CANCELED and self._monitor.gave_up
         if not (gave_up or code in _RETRIED):
+            self._explain_lost_session(error)
             raise error
         self.connection.rollback()
-        # A failed build can have left lock_timeout at 0.
-        settings.apply(self.connection, self.options.lock_timeout)
+        # A failed build has left the long lock_timeout.
+        settings.apply(self.connection, self._settings)
         wait, blocking = self._monitor.last_wait, self._monitor.blocking()
-        place = (wait and wait.table) or self._building or "the database"
+        building = self._builds.running
+        self._builds.forget()
+        if not (self._retrying or building):
+            # The time that the step computed before is no wait.
+            self._advanced_at = time.monotonic() - self.options.lock_timeout
+        self._retrying = True
+        place = (wait and wait.table) or building or "the database"
         left = self._left()
         if gave_up or not left:
             raise SchemaError(self._table_locked(place, blocking)) from error
-        self._building = None
         if self._logged != place or time.monotonic() - self._logged_at >= _REMINDER_SECONDS:
             log.warning("%s is locked; retrying for %.0f s. Blocked by %s", place, left, blocking)
             self._logged, self._logged_at = place, time.monotonic()
 
+    def _explain_lost_session(self, error: Exception) -> None:
+        """Raise an error if the server ended the session because it was idle.
+
+        Not every driver passes on the reason of the server.
+        """
+        if not getattr(error, "connection_invalidated", False):
+            return
+        for setting, limit in self._idle_limits.items():
+            if 0 < limit <= self._builds.idle:
+                values = {"argument": _IDLE_LIMITS[setting]}
+                raise SchemaError(finding("session-timed-out", setting, **values)) from error
+
     def _left(self) -> float:
-        """Return the seconds until the deadline, counted from the last completed step or build."""
+        """Return the seconds until the deadline, counted from the first try of a step or build."""
         return max(0.0, self._advanced_at + self.options.lock_deadline - time.monotonic())
 
     def _table_locked(self, place: str, blocking: str) -> Finding:
-        reached = ", ".join(self.version_table.heads(self.connection)) or "base"
+        reached = ", ".join(recorded_heads(self.context)) or "base"
         self.connection.rollback()
         deadline = f"{self.options.lock_deadline:g} s"
         state = f"the database is at {reached}; completed steps are kept"
         return finding("table-locked", place, deadline=deadline, cause=blocking, state=state)
-
-
-def position(connection: Connection, version_table: VersionTable) -> str:
-    """Return the state of the database after an interrupted run with a closed connection."""
-
-    def read() -> str:
-        with connection.engine.connect() as second:
-            return ", ".join(version_table.heads(second)) or "base"
-
-    reached = signals.call_briefly(read)
-    known = f"the database is at {reached}; " if reached else ""
-    return f"{known}run the same command again to resume"

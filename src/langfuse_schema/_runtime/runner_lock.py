@@ -11,7 +11,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from struct import unpack
 from typing import TYPE_CHECKING
+
+from sqlalchemy import text
 
 from langfuse_schema._postgres.findings import SchemaError, finding
 
@@ -22,79 +27,119 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("langfuse_schema")
 
-# Two numbers: locks with one number never collide with these.
-_CLASS, _OBJECT = 0x6C616E67, 0x66757365
-
 _POLL_SECONDS = 0.2
 _REMINDER_SECONDS = 30.0
 
-HOLDER_QUERY = (
-    "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
-    " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid"
-    f" WHERE l.locktype = 'advisory' AND l.classid = {_CLASS} AND l.objid = {_OBJECT}"
-    " AND l.objsubid = 2 AND l.granted"
-    " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+_SCHEMA = text(
+    "SELECT coalesce((SELECT n.nspname::text FROM pg_class AS c"
+    "   JOIN pg_namespace AS n ON n.oid = c.relnamespace"
+    "   WHERE c.oid = to_regclass(quote_ident(:name))), current_schema()::text, '')"
 )
-"""Reads the session that holds the runner lock of this database."""
-
-# Acquired twice, so that a holder can release it once, as a proof, without losing it. Reading
-# pg_locks before every step would read each lock of the whole server.
-_ACQUIRE = f"pg_try_advisory_lock({_CLASS}, {_OBJECT})"
-_RELEASE = f"pg_advisory_unlock({_CLASS}, {_OBJECT})"
-_ACQUIRE_TWICE = f"SELECT CASE WHEN {_ACQUIRE} THEN {_ACQUIRE} ELSE false END"
-_PROVE = f"SELECT CASE WHEN {_RELEASE} THEN {_ACQUIRE} ELSE false END"
-_RELEASE_TWICE = f"SELECT {_RELEASE}, {_RELEASE}"
 
 
-@contextmanager
-def runner_lock(connection: Connection, deadline: float) -> Iterator[None]:
-    """Hold the runner lock. Wait for another runner for at most `deadline` seconds.
+@dataclass(frozen=True)
+class RunnerLock:
+    """The lock of one version table. PostgreSQL keeps those of other databases apart.
 
-    The migrating connection has no open transaction, and is left without one.
+    Attributes:
+        key: two numbers: locks with one number never collide with these.
     """
-    _acquire(connection, deadline)
-    try:
-        yield
-    finally:
-        if not (connection.closed or connection.invalidated):
-            connection.rollback()
-            connection.exec_driver_sql(_RELEASE_TWICE)
-            connection.commit()
 
+    key: tuple[int, int]
 
-def ensure_held(connection: Connection) -> None:
-    """Check that the current backend holds the runner lock: a pooler can choose another one."""
-    if not connection.exec_driver_sql(_PROVE).scalar():
-        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
-        row = connection.exec_driver_sql(HOLDER_QUERY).first()
-        values = {"backend": backend, "holder": f"pid {row.pid}" if row else "no session"}
-        raise SchemaError(finding("runner-lock-lost", "the runner lock", **values))
+    @classmethod
+    def of(cls, schema: str, name: str) -> RunnerLock:
+        """Return the lock of the version table `schema.name`."""
+        digest = sha256(f"langfuse-schema\0{schema}\0{name}".encode()).digest()
+        first, second = unpack(">II", digest[:8])
+        # The functions take signed numbers, and pg_locks shows unsigned ones.
+        return cls((first >> 1, second >> 1))
 
+    @classmethod
+    def located(cls, connection: Connection, schema: str | None, name: str) -> RunnerLock:
+        """Return the lock of a version table, which is in search_path if `schema` is None."""
+        if schema is None:
+            schema = str(connection.scalar(_SCHEMA, {"name": name}))
+        return cls.of(schema, name)
 
-def _acquire(connection: Connection, deadline: float) -> None:
-    started, logged_at = time.monotonic(), float("-inf")
-    while not _try(connection):
-        now = time.monotonic()
-        if now - started >= deadline:
-            holder = f"it is held by {_holder(connection) or 'a session that has ended'}"
-            values = {"waited": f"{now - started:.0f}", "holder": holder, "query": HOLDER_QUERY}
-            raise SchemaError(finding("another-runner", "the runner lock", **values))
-        if now - logged_at >= _REMINDER_SECONDS and (current := _holder(connection)):
-            log.warning("waiting for another runner: %s", current)
-            logged_at = now
-        time.sleep(min(_POLL_SECONDS, deadline))
+    @property
+    def acquire(self) -> str:
+        """The expression that acquires the lock if it is free."""
+        return "pg_try_advisory_lock({}, {})".format(*self.key)
 
+    @property
+    def release(self) -> str:
+        """The expression that releases the lock once."""
+        return "pg_advisory_unlock({}, {})".format(*self.key)
 
-def _try(connection: Connection) -> bool:
-    taken = connection.exec_driver_sql(_ACQUIRE_TWICE).scalar()
-    connection.commit()
-    return bool(taken)
+    @property
+    def holder_query(self) -> str:
+        """The query that reads the session that holds the lock of this database."""
+        class_id, object_id = self.key
+        return (
+            "SELECT a.pid, a.usename, a.application_name, a.backend_start, a.state, a.query"
+            " FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid"
+            f" WHERE l.locktype = 'advisory' AND l.classid = {class_id} AND l.objid = {object_id}"
+            " AND l.objsubid = 2 AND l.granted"
+            " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
 
+    @contextmanager
+    def held(self, connection: Connection, deadline: float) -> Iterator[None]:
+        """Hold the lock. Wait for another runner for at most `deadline` seconds.
 
-def _holder(connection: Connection) -> str | None:
-    row = connection.exec_driver_sql(HOLDER_QUERY).first()
-    connection.rollback()
-    if row is None:
-        return None
-    since = f"{row.backend_start:%Y-%m-%d %H:%M:%S %Z}" if row.backend_start else "an unknown time"
-    return f"pid {row.pid} ({row.application_name or 'no application name'}) since {since}"
+        The migrating connection has no open transaction, and is left without one.
+        """
+        self._wait(connection, deadline)
+        try:
+            yield
+        finally:
+            if not (connection.closed or connection.invalidated):
+                connection.rollback()
+                connection.exec_driver_sql(f"SELECT {self.release}, {self.release}")
+                connection.commit()
+
+    def ensure_held(self, connection: Connection) -> None:
+        """Check that the current backend holds the lock: a pooler can choose another one."""
+        prove = f"SELECT CASE WHEN {self.release} THEN {self.acquire} ELSE false END"
+        if not connection.exec_driver_sql(prove).scalar():
+            backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+            row = connection.exec_driver_sql(self.holder_query).first()
+            values = {"backend": backend, "holder": f"pid {row.pid}" if row else "no session"}
+            raise SchemaError(finding("runner-lock-lost", "the runner lock", **values))
+
+    def try_twice(self, connection: Connection) -> bool:
+        """Acquire the lock if it is free, and return whether it was.
+
+        It is acquired twice, so that a holder can release it once, as a proof, without losing it.
+        Reading pg_locks before every step would read each lock of the whole server.
+        """
+        query = f"SELECT CASE WHEN {self.acquire} THEN {self.acquire} ELSE false END"
+        taken = connection.exec_driver_sql(query).scalar()
+        connection.commit()
+        return bool(taken)
+
+    def _wait(self, connection: Connection, deadline: float) -> None:
+        started, logged_at = time.monotonic(), float("-inf")
+        while not self.try_twice(connection):
+            now = time.monotonic()
+            if now - started >= deadline:
+                holder = self._holder(connection) or "a session that has ended"
+                values = {"waited": f"{now - started:.0f}", "holder": f"it is held by {holder}"}
+                query = self.holder_query
+                raise SchemaError(
+                    finding("another-runner", "the runner lock", query=query, **values)
+                )
+            if now - logged_at >= _REMINDER_SECONDS and (current := self._holder(connection)):
+                log.warning("waiting for another runner: %s", current)
+                logged_at = now
+            time.sleep(min(_POLL_SECONDS, deadline))
+
+    def _holder(self, connection: Connection) -> str | None:
+        row = connection.exec_driver_sql(self.holder_query).first()
+        connection.rollback()
+        if row is None:
+            return None
+        start = row.backend_start
+        since = f"{start:%Y-%m-%d %H:%M:%S %Z}" if start else "an unknown time"
+        return f"pid {row.pid} ({row.application_name or 'no application name'}) since {since}"

@@ -25,37 +25,54 @@ _OPTIONAL = {
 }
 
 
-def session_settings(lock_timeout: float) -> dict[str, str]:
-    """Return the settings that every server has.
+def timeouts(
+    lock: float, *, idle_in_transaction: float | None = None, idle: float | None = None
+) -> dict[str, str]:
+    """Return the timeouts of a run, from seconds; None keeps the one of the role.
 
-    The timeouts of a role are meant for queries, not for index builds, so they are off.
+    The statement_timeout of a role is meant for queries, not for index builds, so it is off.
     """
-    return {
-        "lock_timeout": f"{round(lock_timeout * 1000)}ms",
-        "statement_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "search_path": "public",
+    times = {
+        "lock_timeout": lock,
+        "statement_timeout": 0.0,
+        "idle_in_transaction_session_timeout": idle_in_transaction,
+        "idle_session_timeout": idle,
     }
+    return {name: milliseconds(time) for name, time in times.items() if time is not None}
+
+
+def session_settings(lock_timeout: float) -> dict[str, str]:
+    """Return the settings for this package's revisions, which every server has."""
+    return {**timeouts(lock_timeout, idle_in_transaction=0.0), "search_path": "public"}
+
+
+def milliseconds(seconds: float) -> str:
+    """Return the value of a timeout."""
+    return f"{round(seconds * 1000)}ms" if seconds else "0"
 
 
 def set_locally(connection: Connection, lock_timeout: float) -> None:
-    """Change the settings for the current transaction, at its beginning.
+    """Change the settings for the current transaction, at its beginning."""
+    apply_locally(connection, session_settings(lock_timeout))
+
+
+def apply_locally(connection: Connection, settings: Mapping[str, str]) -> None:
+    """Change these settings for the current transaction, at its beginning.
 
     SET LOCAL is no query: the caller can still choose the isolation level of the transaction.
     """
-    settings = session_settings(lock_timeout).items()
-    script = "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings)
+    script = "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings.items())
     connection.exec_driver_sql(script, execution_options=SCRIPT)
 
 
 @contextmanager
-def changed(connection: Connection, lock_timeout: float) -> Iterator[None]:
+def changed(connection: Connection, settings: Mapping[str, str]) -> Iterator[None]:
     """Change the settings of the session, and restore them at the end.
 
     The connection has no open transaction, and is left without one. The settings are no start-up
     options, because PgBouncer rejects those.
     """
-    before = apply(connection, lock_timeout)
+    before = apply(connection, settings)
     try:
         yield
     finally:
@@ -65,12 +82,12 @@ def changed(connection: Connection, lock_timeout: float) -> Iterator[None]:
             connection.commit()
 
 
-def apply(connection: Connection, lock_timeout: float) -> dict[str, str]:
+def apply(connection: Connection, settings: Mapping[str, str]) -> dict[str, str]:
     """Change the settings of the session, and return the former ones.
 
     The connection has no open transaction, and is left without one.
     """
-    expected = session_settings(lock_timeout) | _OPTIONAL
+    expected = {**settings, **_OPTIONAL}
     before = _current(connection, expected)
     known = {name: value for name, value in expected.items() if name in before}
     try:

@@ -1,0 +1,522 @@
+"""Any Alembic environment: what it may contain, and what the runner keeps of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+
+from langfuse_schema import migrations
+from langfuse_schema._history.chain import VERSION_TABLE
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._runtime.runner_lock import RunnerLock
+from tests.helpers import projects
+from tests.helpers.databases import (
+    BUILDING,
+    CHECKOUT,
+    SUPERUSER,
+    WAITING,
+    Database,
+    environment,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.helpers.projects import Project
+
+IMPORTS = """
+import time
+import sqlalchemy as sa
+from alembic import op
+from langfuse_schema import operations
+"""
+
+QUICK = "lock_timeout=0.1, lock_deadline=0.5"
+
+
+def revision(name: str, below: str | tuple[str, ...] | None, up: str, down: str = "pass") -> str:
+    return (
+        f"{IMPORTS}\nrevision, down_revision, branch_labels, depends_on ="
+        f" {name!r}, {below!r}, None, None\n\n\n"
+        f"def upgrade():\n    {up}\n\n\ndef downgrade():\n    {down}\n"
+    )
+
+
+def table(name: str, below: str | tuple[str, ...] | None = None) -> str:
+    """A revision that creates a table of its name, and one row that counts its runs."""
+    return revision(
+        name,
+        below,
+        f'op.execute("CREATE TABLE {name} (id int)")',
+        f'op.execute("DROP TABLE {name}")',
+    )
+
+
+def call(options: str) -> str:
+    return f"run_migrations(context, connection, {options})"
+
+
+every_driver = pytest.mark.parametrize(
+    "driver", ["psycopg2", pytest.param("psycopg", marks=pytest.mark.slow)]
+)
+
+
+@pytest.fixture
+def create(tmp_path: Path) -> Callable[..., Project]:
+    """Create a project of `alembic init` with revisions by name."""
+
+    def run(options: str = "target_metadata=target_metadata", **revisions: str) -> Project:
+        return projects.create(tmp_path, call(options), **revisions)
+
+    return run
+
+
+def recorded(database: Database, name: str = "alembic_version") -> list[str]:
+    query = f"SELECT version_num FROM {name} ORDER BY 1"
+    return [row[0] for row in database.execute(query, SUPERUSER)]
+
+
+def tables(database: Database, *names: str) -> set[str]:
+    return {name for name in names if f"public.{name}" in database.catalog().tables}
+
+
+def assert_no_lock_is_left(database: Database) -> None:
+    query = (
+        "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
+        " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
+    )
+    assert database.execute(query) == [(0,)]
+
+
+def test_history_with_branches_runs_in_both_directions(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    names = ("a", "b", "c", "m")
+    project = create(a=table("a"), b=table("b", "a"), c=table("c", "a"))
+    project.go(database, "heads")
+    assert recorded(database) == ["b", "c"]
+    assert tables(database, *names) == {"a", "b", "c"}
+    project.go(database, "c@-1", downgrade=True)
+    assert recorded(database) == ["b"]
+    project.go(database, "c")
+    (project.env.parent / "versions" / "m.py").write_text(table("m", ("b", "c")))
+    project.go(database, "head")
+    assert recorded(database) == ["m"]
+    command.stamp(project.config(database), ["b", "c"], purge=True)
+    assert recorded(database) == ["b", "c"]
+    command.stamp(project.config(database), "m")
+    project.go(database, "base", downgrade=True)
+    assert (recorded(database), tables(database, *names)) == ([], set())
+    assert_no_lock_is_left(database)
+
+
+def test_run_keeps_options_of_configure(
+    database: Database, create: Callable[..., Project], capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.execute('CREATE SCHEMA "Ops"')
+    options = (
+        "version_table='Revisions', version_table_schema='Ops', version_table_pk=False,"
+        " on_version_apply=lambda **keywords: print('applied', keywords['heads'])"
+    )
+    project = create(options, a=table("a"))
+    project.go(database, "head")
+    assert "applied {'a'}" in capsys.readouterr().out
+    assert recorded(database, '"Ops"."Revisions"') == ["a"]
+    assert not database.catalog().tables["Ops.Revisions"].constraints
+    assert "public.alembic_version" not in database.catalog().tables
+
+
+def test_read_only_commands_take_no_lock_and_write_nothing(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    only_a = "include_name=lambda name, kind, parents: kind != 'table' or name == 'a'"
+    project = create(f"target_metadata=sa.MetaData(), {only_a}", a=table("a"))
+    env = project.env
+    env.write_text("import sqlalchemy as sa\n" + env.read_text())
+    versions = str(env.parent / "versions")
+    before = database.catalog()
+    config = project.config(database)
+    with database.connect() as other:
+        assert project.lock.try_twice(other)
+        command.current(config)
+        command.history(config, indicate_current=True)
+        with pytest.raises(Exception, match="not up to date"):
+            command.check(config)
+    assert database.catalog() == before
+    project.go(database, "head")
+    database.execute("DROP TABLE a")
+    with database.connect() as other:
+        assert project.lock.try_twice(other)
+        command.check(config)
+        command.revision(config, autogenerate=True, rev_id="b", version_path=versions)
+        command.upgrade(config, "a")
+    assert list(env.parent.glob("versions/b_*.py"))
+
+
+def test_runner_lock_belongs_to_version_table(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(QUICK, a=table("a"))
+    others = [
+        RunnerLock.of(VERSION_TABLE.schema, VERSION_TABLE.name),
+        RunnerLock.of("other", "alembic_version"),
+        RunnerLock.of("public", "other"),
+    ]
+    assert len({lock.key for lock in (*others, project.lock)}) == len(others) + 1
+    with database.connect() as other:
+        for lock in others:
+            assert lock.try_twice(other)
+        project.go(database, "head")
+    with database.connect() as other:
+        assert project.lock.try_twice(other)
+        migrations.upgrade(database.url, lock_deadline=0.1)
+        with pytest.raises(SchemaError, match="another-runner") as refused:
+            project.go(database, "base", downgrade=True)
+        # The printed query finds the holder.
+        (query,) = refused.value.findings[0].fix
+        (holder,) = database.execute(query)
+        assert holder[0] == other.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+
+
+def test_version_table_is_found_by_search_path(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    database.execute("CREATE SCHEMA tenant")
+    name = database.url.database
+    database.execute(f'ALTER DATABASE "{name}" SET search_path TO tenant, public')
+    project = create(QUICK, a=table("a"))
+    with database.connect() as other:
+        assert RunnerLock.of("tenant", "alembic_version").try_twice(other)
+        with pytest.raises(SchemaError, match="another-runner"):
+            project.go(database, "head")
+    project.go(database, "head")
+    assert "tenant.a" in database.catalog().tables
+    assert "tenant.alembic_version" in database.catalog().tables
+
+
+@pytest.mark.slow
+def test_retried_revision_runs_its_python_code_again(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(
+        "lock_timeout=0.1",
+        a=table("a"),
+        b=revision("b", "a", "print('code of b'); op.execute('ALTER TABLE a ADD b int')"),
+        c=table("c", "b"),
+    )
+    project.go(database, "a")
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; SELECT * FROM a")
+        process = project.start(database, "upgrade", "+1", stdout=subprocess.PIPE)
+        until(database, WAITING)
+        time.sleep(1.5)
+        holder.exec_driver_sql("ROLLBACK")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stdout.count("code of b") >= 2
+    assert recorded(database) == ["b"], "a relative target does not overshoot"
+    # The env.py of `alembic init` disables loggers that exist, and shows warnings only.
+    assert "public.a is locked; retrying for 600 s. Blocked by pid" in stderr
+    assert stderr.count("Running upgrade a -> b") == 1
+
+
+def test_run_stops_at_lock_deadline_and_keeps_completed_revisions(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(
+        QUICK,
+        a=table("a"),
+        b=table("b", "a"),
+        c=revision("c", "b", "time.sleep(0.6); op.execute('ALTER TABLE a ADD c int')"),
+    )
+    project.go(database, "a")
+    with database.connect() as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 'payroll' FROM a")
+        with pytest.raises(SchemaError) as stopped:
+            project.go(database, "head")
+    (finding,) = stopped.value.findings
+    assert (finding.code, finding.object) == ("table-locked", "public.a")
+    assert "payroll" in str(finding.cause)
+    assert finding.state == "the database is at b; completed steps are kept"
+    project.go(database, "head")
+    assert recorded(database) == ["c"]
+
+
+LIMITED = "ALTER ROLE {role} SET idle_in_transaction_session_timeout = '300ms'"
+COMPUTES = "op.execute('CREATE TABLE a (id int)'); time.sleep(1); op.execute('SELECT 1')"
+
+
+@pytest.fixture
+def limited_role(database: Database) -> Any:
+    """A role whose sessions end when a transaction is idle."""
+    role = f"limited_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN IN ROLE postgres", SUPERUSER)
+    database.execute(LIMITED.format(role=role), SUPERUSER)
+    database.execute(f"GRANT ALL ON SCHEMA public TO {role}", SUPERUSER)
+    yield Database(database.as_user(role))
+    database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
+
+
+@every_driver
+def test_idle_limit_of_role_ends_run_unless_it_has_another(
+    limited_role: Database, tmp_path: Path, driver: str
+) -> None:
+    database = Database(limited_role.url.set(drivername=f"postgresql+{driver}"))
+    kept, longer = tmp_path / "kept", tmp_path / "longer"
+    kept.mkdir()
+    longer.mkdir()
+    with pytest.raises(SchemaError) as stopped:
+        projects.create(kept, call(""), a=revision("a", None, COMPUTES)).go(database, "head")
+    (finding,) = stopped.value.findings
+    assert finding.code == "session-timed-out"
+    assert finding.fix == ("run_migrations(context, connection, idle_in_transaction_timeout=3600)",)
+    advised = finding.fix[0].partition("connection, ")[2].rstrip(")")
+    projects.create(longer, call(advised), a=revision("a", None, COMPUTES)).go(database, "head")
+    assert recorded(limited_role) == ["a"]
+
+
+def test_idle_limit_below_pause_does_not_end_run(
+    limited_role: Database, create: Callable[..., Project]
+) -> None:
+    project = create(
+        "lock_timeout=0.1, idle_session_timeout=0.5, idle_in_transaction_timeout=0",
+        a=table("a"),
+        b=revision("b", "a", "op.execute('ALTER TABLE a ADD b int')"),
+    )
+    project.go(limited_role, "a")
+    with limited_role.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; SELECT * FROM a")
+        run = threading.Thread(target=project.go, args=(limited_role, "head"))
+        run.start()
+        time.sleep(2.5)
+        holder.exec_driver_sql("ROLLBACK")
+    run.join()
+    assert recorded(limited_role) == ["b"]
+
+
+@pytest.mark.slow
+def test_data_migration_computes_for_30_seconds_between_statements(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(
+        "target_metadata=None",
+        a=revision("a", None, COMPUTES.replace("sleep(1)", "sleep(30)")),
+    )
+    runners = [project.start(database, "upgrade", "head") for _ in range(2)]
+    printed = [runner.communicate()[1] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], printed
+    assert len([text for text in printed if "Running upgrade" in text]) == 1
+    assert recorded(database) == ["a"]
+
+
+CONCURRENTLY = """with op.get_context().autocommit_block():
+        op.create_index("a_id", "a", ["id"], postgresql_concurrently=True)"""
+
+
+@every_driver
+def test_concurrent_statement_of_any_revision_waits_for_long_transactions(
+    database: Database, create: Callable[..., Project], driver: str
+) -> None:
+    project = create(
+        "lock_timeout=0.1",
+        a=table("a"),
+        b=revision("b", "a", f"{CONCURRENTLY}\n    op.execute('ALTER TABLE a ADD b int')"),
+    )
+    project.go(database, "a")
+    through = Database(database.url.set(drivername=f"postgresql+{driver}"))
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        run = threading.Thread(target=project.go, args=(through, "head"))
+        run.start()
+        until(database, BUILDING)
+        time.sleep(0.5)
+        reader.exec_driver_sql("ROLLBACK")
+    run.join()
+    assert recorded(database) == ["b"]
+    assert database.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = 'a_id'::regclass")
+
+
+TWO_DATABASES = """
+    from sqlalchemy import create_engine
+    for url in os.environ["URLS"].split():
+        with create_engine(url).connect() as connection:
+            run_migrations(context, connection)
+"""
+
+
+def test_env_py_runs_revisions_on_several_databases(
+    database: Database,
+    second_database: Database,
+    create: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = create(a=table("a"), b=table("b", "a"))
+    env = project.env
+    text = env.read_text()
+    start = text.index("    connectable = ")
+    env.write_text(f"{text[:start]}{TWO_DATABASES}\nrun_migrations_online()\n")
+    monkeypatch.setenv("URLS", f"{database.text} {second_database.text}")
+    project.go(database, "+1")
+    assert (recorded(database), recorded(second_database)) == (["a"], ["a"])
+    project.go(database, "base", downgrade=True)
+    assert (recorded(database), recorded(second_database)) == ([], [])
+
+
+REFUSED = {
+    "one transaction": ("transaction_per_migration=False", "option-invalid", "Remove transaction"),
+    "no transactions": ("transactional_ddl=False", "option-invalid", "Remove transactional_ddl"),
+    "lock_timeout": ("lock_timeout=0", "option-invalid", "lock_timeout=0.5"),
+    "idle limit": ("idle_session_timeout=-1", "option-invalid", "idle_session_timeout=0.5"),
+}
+
+
+@pytest.mark.parametrize(("options", "code", "advice"), REFUSED.values(), ids=REFUSED)
+def test_option_that_breaks_runs_is_refused(
+    database: Database, create: Callable[..., Project], options: str, code: str, advice: str
+) -> None:
+    before = database.catalog()
+    with pytest.raises(SchemaError) as refused:
+        create(options, a=table("a")).go(database, "head")
+    assert refused.value.findings[0].code == code
+    assert advice in str(refused.value.findings[0].advice)
+    assert database.catalog() == before
+
+
+@pytest.mark.slow
+def test_offline_call_is_refused_and_offline_part_prints_script(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(a=table("a"))
+    assert "CREATE TABLE a" in project.alembic(database, "upgrade", "head", "--sql").stdout
+    env = project.env
+    env.write_text(env.read_text().replace("if context.is_offline_mode():", "if False:"))
+    outcome = project.alembic(database, "upgrade", "head", "--sql")
+    assert outcome.code != 0
+    assert "option-invalid" in outcome.stdout
+    assert "Traceback" not in outcome.stderr
+
+
+CONNECTIONS = {
+    "in a transaction": ("connectable.begin()", "connection-in-transaction"),
+    "autocommit": (
+        "connectable.execution_options(isolation_level='AUTOCOMMIT').connect()",
+        "connection-in-transaction",
+    ),
+    "engine": ("contextlib.nullcontext(connectable)", "option-invalid"),
+    "SQLite": ("sa.create_engine('sqlite://').connect()", "url-not-postgresql"),
+    "asyncpg": ("contextlib.nullcontext(asynchronous())", "driver-unsupported"),
+}
+
+OPENED = """
+import contextlib
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import create_async_engine
+
+
+def asynchronous():
+    url = sa.make_url(config.get_main_option("sqlalchemy.url")).set(drivername="postgresql+asyncpg")
+    return sa.Connection(create_async_engine(url).sync_engine, connection=object())
+
+
+"""
+
+
+@pytest.mark.parametrize(("opened", "code"), CONNECTIONS.values(), ids=CONNECTIONS)
+def test_connection_that_cannot_be_used_is_refused(
+    database: Database, create: Callable[..., Project], opened: str, code: str
+) -> None:
+    before = database.catalog()
+    project = create(a=table("a"))
+    env = project.env
+    text = env.read_text().replace("connectable.connect()", opened)
+    env.write_text(text.replace("def run_migrations_online", f"{OPENED}def run_migrations_online"))
+    with pytest.raises(SchemaError) as refused:
+        project.go(database, "head")
+    assert refused.value.findings[0].code == code
+    assert database.catalog() == before
+
+
+ORDERS = """
+from alembic import op
+
+revision, down_revision = "1a", None
+
+
+def upgrade():
+    op.execute("CREATE TABLE public.orders (id int)")
+
+
+def downgrade():
+    pass
+"""
+
+
+def test_documented_env_py_and_revision_run_in_both_directions(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    page = (CHECKOUT / "docs" / "your-migrations.md").read_text()
+    env, documented = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    project = create(a=ORDERS, b=documented)
+    project.env.write_text(env)
+
+    def parts() -> tuple[bool, bool]:
+        orders = database.catalog().tables["public.orders"]
+        names = {column.name for column in orders.columns}
+        return "email" in names, "orders_email" in {index.name for index in orders.indexes}
+
+    project.go(database, "head")
+    assert parts() == (True, True)
+    project.go(database, "-1", downgrade=True)
+    assert parts() == (False, False)
+    database.execute("ALTER TABLE orders ADD email text")
+    project.go(database, "base", downgrade=True)
+    assert parts() == (False, False), "discard_partial_upgrade has run"
+
+
+def test_error_of_revision_reaches_caller_unchanged(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    project = create(a=table("a"), b=revision("b", "a", "op.execute('SELECT 1 / 0')"))
+    with pytest.raises(sa.exc.DataError, match="SELECT 1 / 0"):
+        project.go(database, "head")
+    assert recorded(database) == ["a"]
+    assert_no_lock_is_left(database)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_run_exits_within_one_second_of_signal(
+    database: Database, create: Callable[..., Project], driver: str, number: int, code: int
+) -> None:
+    project = create(a=table("a"), b=revision("b", "a", CONCURRENTLY))
+    project.go(database, "a")
+    through = Database(database.url.set(drivername=f"postgresql+{driver}"))
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        process = project.start(through, "upgrade", "head")
+        until(database, BUILDING)
+        began = time.monotonic()
+        process.send_signal(number)
+        _, printed = process.communicate()
+        exited_after = time.monotonic() - began
+        reader.exec_driver_sql("ROLLBACK")
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "alembic", "--help"], stdout=subprocess.DEVNULL,
+                   env=environment(), check=True)  # fmt: skip
+    # On a machine so busy that a process that does nothing takes longer, that is the measure.
+    assert exited_after <= max(1.0, time.monotonic() - began)
+    assert process.returncode == code
+    assert "interrupted; the database is at a; run the same command again" in printed
+    assert "Traceback" not in printed
