@@ -19,6 +19,7 @@ from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
 from langfuse_schema._runtime import environment, pooler_detection
 from langfuse_schema._runtime.alembic_internals import has_destination, x_arguments
+from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.options import Options, parse_options
 from langfuse_schema._runtime.target import Embedded, Target, configured_url
 
@@ -59,7 +60,9 @@ def upgrade(
         SchemaError: the upgrade cannot run or was stopped; completed steps are kept.
         CommandError: there is no such revision.
     """
-    command.upgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
+    config = config_for(target, Options(lock_timeout, lock_deadline))
+    with nested_command():
+        command.upgrade(config, revision)
 
 
 def downgrade(
@@ -81,7 +84,9 @@ def downgrade(
         SchemaError: the downgrade cannot run or was stopped; completed steps are kept.
         CommandError: there is no such revision.
     """
-    command.downgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
+    config = config_for(target, Options(lock_timeout, lock_deadline))
+    with nested_command():
+        command.downgrade(config, revision)
 
 
 def stamp(target: str | URL | sa.Engine, revision: str) -> None:
@@ -95,7 +100,9 @@ def stamp(target: str | URL | sa.Engine, revision: str) -> None:
         SchemaError: the database cannot be reached or written.
         CommandError: there is no such revision.
     """
-    command.stamp(config_for(target), revision)
+    config = config_for(target)
+    with nested_command():
+        command.stamp(config, revision)
 
 
 def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
@@ -110,7 +117,9 @@ def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
     Raises:
         SchemaError: the database cannot be reached or read.
     """
-    return preflight_report(config_for(target))
+    config = config_for(target)
+    with nested_command(only_reading=True):
+        return preflight_report(config)
 
 
 def preflight_report(config: Config) -> Report:

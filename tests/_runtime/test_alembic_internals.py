@@ -6,7 +6,8 @@ import io
 import sys
 from typing import TYPE_CHECKING, Any
 
-import alembic
+import alembic.context
+import alembic.op
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -109,6 +110,32 @@ def test_x_arguments_are_read_before_env_py() -> None:
     config = Config(config_file(), cmd_opts=Namespace(x=["url=a=b", "embedded=true"]))
     assert internals.x_arguments(config) == {"url": "a=b", "embedded": "true"}
     assert internals.x_arguments(Config(config_file())) == {}
+
+
+def test_running_context_is_the_configured_one_of_the_running_command() -> None:
+    assert internals.running_context() is None
+    seen: list[object] = []
+
+    def record(context: EnvironmentContext) -> None:
+        seen.append(internals.running_context())
+        context.configure(dialect_name="postgresql")
+        seen.extend([internals.running_context(), context.get_context()])
+
+    with pytest.MonkeyPatch.context() as patch:
+        proxy = lambda _: record(alembic.context._proxy)  # type: ignore[attr-defined] # noqa: E731
+        patch.setattr(ScriptDirectory, "run_env", proxy)
+        command.upgrade(Config(config_file(), output_buffer=io.StringIO()), "head", sql=True)
+    before, after, configured = seen
+    assert before is None
+    assert after is configured is not None
+
+
+def test_preserved_proxies_restore_globals_after_failed_command() -> None:
+    before = [dict(vars(module)) for module in (alembic.context, alembic.op)]
+    with internals.preserved_proxies():
+        alembic.context._proxy = "changed"  # type: ignore[attr-defined] # Alembic's own
+        alembic.context.script = "changed"  # type: ignore[assignment] # the same
+    assert [dict(vars(module)) for module in (alembic.context, alembic.op)] == before
 
 
 @pytest.mark.slow

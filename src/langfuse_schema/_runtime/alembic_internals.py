@@ -5,18 +5,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+import alembic.context
 from alembic.runtime.migration import RevisionStep
 from alembic.util import to_tuple
+from alembic.util.langhelpers import ModuleClsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
+    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
 
@@ -94,6 +98,33 @@ def x_arguments(config: Config) -> dict[str, str]:
     """Return the values of `-x name=value`, which Alembic parses in env.py only."""
     given = getattr(config.cmd_opts, "x", None) or []
     return {name: value for name, _, value in (item.partition("=") for item in given)}
+
+
+def running_context() -> MigrationContext | None:
+    """Return the configured context of the running command; None outside of a command."""
+    environment = getattr(alembic.context, "_proxy", None)
+    return getattr(environment, "_migration_context", None)
+
+
+@contextmanager
+def preserved_proxies() -> Iterator[None]:
+    """Restore the modules `alembic.context` and `alembic.op` at the end.
+
+    A command installs its objects in them, and removes at its end those of an outer command too.
+    """
+    modules = [
+        (module, ("_proxy", *names))
+        for names, installed in ModuleClsProxy._setups.values()  # noqa: SLF001 - see above
+        for module, _ in installed
+    ]
+    before = [{name: module[name] for name in names if name in module} for module, names in modules]
+    try:
+        yield
+    finally:
+        for (module, names), values in zip(modules, before, strict=True):
+            for name in names:
+                module.pop(name, None)
+            module.update(values)
 
 
 def with_discards(steps: Iterable[Any], directory: ScriptDirectory) -> list[Any]:
