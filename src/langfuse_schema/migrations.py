@@ -177,7 +177,7 @@ def target_of(config: Config) -> Target:
     options = parse_options(arguments)
     connection = config.attributes.get("connection")
     if connection is not None:
-        return Target(connection, options)
+        return Target.of(connection, options)
     in_checkout = checkout()
     source = configured_url(arguments, _ini_url(config), checkout=in_checkout is not None)
     if source.url is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
@@ -256,9 +257,15 @@ def test_upgrade_in_running_event_loop_succeeds(database: Database) -> None:
 def test_upgrade_refuses_async_engine_and_names_its_url(database: Database) -> None:
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    engine = create_async_engine(database.url.set(drivername="postgresql+asyncpg"))
+    url = database.url.set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(url, poolclass=sa.NullPool)
     for target in (engine, engine.sync_engine, engine.connect()):
         with pytest.raises(SchemaError, match=r"engine-async[\s\S]*upgrade\(engine\.url\)"):
             migrations.upgrade(target)  # type: ignore[arg-type] # on purpose
+
+    async def verify_connection() -> None:
+        async with engine.connect() as connection:
+            await connection.run_sync(verify)
+
     with pytest.raises(SchemaError, match="engine-async"):
-        verify(engine)  # type: ignore[arg-type] # on purpose
+        asyncio.run(verify_connection())

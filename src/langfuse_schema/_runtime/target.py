@@ -141,7 +141,7 @@ def configured_url(
 
 
 def _is_async(database: object) -> bool:
-    return isinstance(database, sa.Engine) and database.dialect.is_async
+    return isinstance(database, sa.Engine | sa.Connection) and database.dialect.is_async
 
 
 def _embedded(arguments: Mapping[str, str]) -> bool:
