@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -243,6 +244,32 @@ def test_upgrade_in_offline_environment_is_refused(app: App) -> None:
     with pytest.raises(SchemaError, match=r"caller-offline[\s\S]*is_offline_mode"):
         command.upgrade(app.config(output_buffer=io.StringIO()), "head", sql=True)
     assert not set(langfuse_tables()) & app.database.catalog().tables.keys()
+
+
+@pytest.mark.slow
+def test_upgrades_of_two_databases_in_two_threads_succeed(
+    database: Database, second_database: Database
+) -> None:
+    """Alembic's globals exist once, so a revision would run on the other thread's connection."""
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda one: migrations.upgrade(one.url), [database, second_database]))
+    assert verify(database.url) == verify(second_database.url) == []
+
+
+@pytest.mark.slow
+def test_verify_in_another_thread_ignores_the_transaction_of_a_revision(app: App) -> None:
+    migrations.upgrade(app.database.url)
+    app.write(
+        """
+    from concurrent.futures import ThreadPoolExecutor
+    from langfuse_schema._runtime.alembic_internals import running_context
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(running_context).result() is None
+        assert threads.submit(verify, url).result() == []
+    assert running_context() is op.get_context()
+"""
+    )
+    app.upgrade()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -101,8 +102,14 @@ def x_arguments(config: Config) -> dict[str, str]:
 
 
 def running_context() -> MigrationContext | None:
-    """Return the configured context of the running command; None outside of a command."""
-    environment = getattr(alembic.context, "_proxy", None)
+    """Return the configured context of the command that calls this; None outside of a command.
+
+    Alembic's globals also show a command of another thread, whose connection must not be used here.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("alembic."):
+        frame = frame.f_back
+    environment = getattr(alembic.context, "_proxy", None) if frame is not None else None
     return getattr(environment, "_migration_context", None)
 
 

@@ -6,7 +6,8 @@ of the two can continue, and PostgreSQL sees no deadlock.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ class Caller:
         return SchemaError(*held) if held else error
 
 
+_one_command = threading.RLock()
+
 _current: ContextVar[Caller | None] = ContextVar("langfuse_schema_caller", default=None)
 
 
@@ -73,6 +76,8 @@ def current() -> Caller | None:
 def nested_command(*, only_reading: bool = False) -> Iterator[None]:
     """Run a command, possibly inside another one, and restore Alembic's globals.
 
+    Commands that write run one after the other in a process, because these globals exist once.
+
     Raises:
         SchemaError: the outer command is in offline mode, or its transaction blocks this one.
     """
@@ -82,7 +87,8 @@ def nested_command(*, only_reading: bool = False) -> Iterator[None]:
     calling = _caller(context.connection) if context is not None else None
     token = _current.set(calling)
     try:
-        with alembic_internals.preserved_proxies():
+        # A command that only reads does not use the globals.
+        with nullcontext() if only_reading else _own_globals():
             yield
     except SchemaError as error:
         explained = calling.explained(error) if calling else error
@@ -91,6 +97,12 @@ def nested_command(*, only_reading: bool = False) -> Iterator[None]:
         raise explained from error
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def _own_globals() -> Iterator[None]:
+    with _one_command, alembic_internals.preserved_proxies():
+        yield
 
 
 def _caller(connection: Connection | None) -> Caller | None:
