@@ -311,7 +311,10 @@ def test_app_with_models_first_and_package_take_turns_on_empty_database(empty_ap
         app.alembic("check")
         app.langfuse_schema("downgrade", "base")
         app.alembic("check")
+    app.langfuse_schema("upgrade", "head")
+    # In the other order too.
     app.alembic("downgrade", "base")
+    app.langfuse_schema("downgrade", "base")
 
 
 def test_documented_revision_of_app_runs_both_histories(empty_app: App) -> None:

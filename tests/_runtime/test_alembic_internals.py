@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import alembic.context
 import alembic.op
 import pytest
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -112,22 +113,23 @@ def test_x_arguments_are_read_before_env_py() -> None:
     assert internals.x_arguments(Config(config_file())) == {}
 
 
-def test_running_context_is_the_configured_one_of_the_running_command() -> None:
-    assert internals.running_context() is None
+def test_running_environment_and_its_connection_are_those_of_the_command() -> None:
+    assert internals.running_environment() is None
     seen: list[object] = []
 
     def record(context: EnvironmentContext) -> None:
-        seen.append(internals.running_context())
-        context.configure(dialect_name="postgresql")
-        seen.extend([internals.running_context(), context.get_context()])
+        environment = internals.running_environment()
+        assert environment is context
+        seen.append(internals.connection_of(environment))
+        with sa.create_engine("sqlite://").connect() as connection:
+            context.configure(connection=connection)
+            seen.append(internals.connection_of(environment) is connection)
 
     with pytest.MonkeyPatch.context() as patch:
         proxy = lambda _: record(alembic.context._proxy)  # type: ignore[attr-defined] # noqa: E731
         patch.setattr(ScriptDirectory, "run_env", proxy)
-        command.upgrade(Config(config_file(), output_buffer=io.StringIO()), "head", sql=True)
-    before, after, configured = seen
-    assert before is None
-    assert after is configured is not None
+        command.current(Config(config_file()))
+    assert seen == [None, True]
 
 
 def test_preserved_proxies_restore_globals_after_failed_command() -> None:

@@ -239,8 +239,13 @@ def test_upgrade_at_head_in_revision_that_has_locked_a_table_has_nothing_to_do(a
     assert app.heads() == ("a1", HEAD)
 
 
-def test_upgrade_in_offline_environment_is_refused(app: App) -> None:
-    app.write("    migrations.upgrade(url)")
+@pytest.mark.parametrize(
+    ("revision", "end"),
+    [("    migrations.upgrade(url)", "run_app()"), (NOTHING, "migrations.upgrade(url)\nrun_app()")],
+    ids=["revision", "env.py"],
+)
+def test_upgrade_in_offline_environment_is_refused(app: App, revision: str, end: str) -> None:
+    app.write(revision, end=end)
     with pytest.raises(SchemaError, match=r"caller-offline[\s\S]*is_offline_mode"):
         command.upgrade(app.config(output_buffer=io.StringIO()), "head", sql=True)
     assert not set(langfuse_tables()) & app.database.catalog().tables.keys()
@@ -262,11 +267,11 @@ def test_verify_in_another_thread_ignores_the_transaction_of_a_revision(app: App
     app.write(
         """
     from concurrent.futures import ThreadPoolExecutor
-    from langfuse_schema._runtime.alembic_internals import running_context
+    from langfuse_schema._runtime.alembic_internals import running_environment
     with ThreadPoolExecutor(1) as threads:
-        assert threads.submit(running_context).result() is None
+        assert threads.submit(running_environment).result() is None
         assert threads.submit(verify, url).result() == []
-    assert running_context() is op.get_context()
+    assert running_environment() is context._proxy
 """
     )
     app.upgrade()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
-    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
+    from sqlalchemy import Connection
 
 
 @dataclass
@@ -101,16 +101,21 @@ def x_arguments(config: Config) -> dict[str, str]:
     return {name: value for name, _, value in (item.partition("=") for item in given)}
 
 
-def running_context() -> MigrationContext | None:
-    """Return the configured context of the command that calls this; None outside of a command.
+def running_environment() -> EnvironmentContext | None:
+    """Return the environment of the command that calls this; None outside of a command.
 
     Alembic's globals also show a command of another thread, whose connection must not be used here.
     """
     frame = inspect.currentframe()
     while frame is not None and not str(frame.f_globals.get("__name__")).startswith("alembic."):
         frame = frame.f_back
-    environment = getattr(alembic.context, "_proxy", None) if frame is not None else None
-    return getattr(environment, "_migration_context", None)
+    return getattr(alembic.context, "_proxy", None) if frame is not None else None
+
+
+def connection_of(environment: EnvironmentContext) -> Connection | None:
+    """Return the connection of an environment; None if it has none, or is not configured yet."""
+    context = environment._migration_context  # noqa: SLF001 - get_context() would raise
+    return context.connection if context is not None else None
 
 
 @contextmanager

@@ -81,10 +81,10 @@ def nested_command(*, only_reading: bool = False) -> Iterator[None]:
     Raises:
         SchemaError: the outer command is in offline mode, or its transaction blocks this one.
     """
-    context = alembic_internals.running_context()
-    if context is not None and context.as_sql and not only_reading:
+    environment = alembic_internals.running_environment()
+    if environment is not None and environment.is_offline_mode() and not only_reading:
         raise SchemaError(finding("caller-offline", "the calling environment"))
-    calling = _caller(context.connection) if context is not None else None
+    calling = _caller(alembic_internals.connection_of(environment)) if environment else None
     token = _current.set(calling)
     try:
         # A command that only reads does not use the globals.

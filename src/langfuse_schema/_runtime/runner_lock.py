@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from langfuse_schema._postgres.findings import SchemaError, finding
-from langfuse_schema._runtime import caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +74,6 @@ def ensure_held(connection: Connection) -> None:
 def _acquire(connection: Connection, deadline: float) -> None:
     started, logged_at = time.monotonic(), float("-inf")
     while not _try(connection):
-        _refuse_lock_of_caller(connection)
         now = time.monotonic()
         if now - started >= deadline:
             holder = f"it is held by {_holder(connection) or 'a session that has ended'}"
@@ -91,17 +89,6 @@ def _try(connection: Connection) -> bool:
     taken = connection.exec_driver_sql(_ACQUIRE_TWICE).scalar()
     connection.commit()
     return bool(taken)
-
-
-def _refuse_lock_of_caller(connection: Connection) -> None:
-    calling = caller.current()
-    if calling is None:
-        return
-    row = connection.exec_driver_sql(HOLDER_QUERY).first()
-    started = connection.exec_driver_sql("SELECT pg_postmaster_start_time()").scalar()
-    connection.rollback()
-    if row is not None and (row.pid, started) == (calling.pid, calling.server_started):
-        raise SchemaError(calling.holds("the runner lock"))
 
 
 def _holder(connection: Connection) -> str | None:
