@@ -87,11 +87,14 @@ def test_autogenerate_omits_langfuse_objects_at_every_stage(database: Database) 
     assert lines() == before
 
 
-def test_link_column_of_another_table_belongs_to_app(database: Database) -> None:
+def test_other_links_and_other_indexes_belong_to_app(database: Database) -> None:
     migrations.upgrade(database.url)
     app = app_metadata()
     key = sa.Column("id", sa.Uuid, primary_key=True)
     sa.Table("daily_notes", app, key, langfuse_trace_id_column())
+    reflections = app.tables["reflections"]
+    sa.Index("one_reflection_a_trace", reflections.c.langfuse_trace_id, unique=True)
+    sa.Index("reflections_by_body", reflections.c.body, reflections.c.langfuse_trace_id)
     upgrade, _ = generated(database, app)
     assert created(upgrade) == ["daily_notes"]
     for part in (
@@ -100,15 +103,6 @@ def test_link_column_of_another_table_belongs_to_app(database: Database) -> None
         "op.create_index(op.f('idx_daily_notes_langfuse_trace_id'), 'daily_notes',",
     ):
         assert part in upgrade
-
-
-def test_other_index_of_app_on_link_column_belongs_to_app(database: Database) -> None:
-    migrations.upgrade(database.url)
-    app = app_metadata()
-    reflections = app.tables["reflections"]
-    sa.Index("one_reflection_a_trace", reflections.c.langfuse_trace_id, unique=True)
-    sa.Index("reflections_by_body", reflections.c.body, reflections.c.langfuse_trace_id)
-    upgrade, _ = generated(database, app)
     found = set(re.findall(r"op\.create_index\('(\w+)'", upgrade))
     assert found == {"one_reflection_a_trace", "reflections_by_body"}
 
