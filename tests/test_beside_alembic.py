@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import pytest
 
 from langfuse_schema.verify import verify
-from tests.helpers.databases import CHECKOUT, Database, Outcome, run
+from tests.helpers.databases import CHECKOUT, HEAD, Database, Outcome, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +42,44 @@ def table(name):
 for name in ("ai_coach_messages", "encouragement_messages", "reflections"):
     table(name)
 sa.Table("streaks", metadata, sa.Column("id", sa.Uuid, primary_key=True))
+'''
+
+ORM_MODELS = '''
+"""The app's classes: one mixin links the three tables."""
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from langfuse_schema import copy_tables, langfuse_trace_id_column
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Linked:
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    body: Mapped[str]
+    langfuse_trace_id: Mapped[UUID | None] = langfuse_trace_id_column()
+
+
+class Message(Linked, Base):
+    __tablename__ = "ai_coach_messages"
+    __table_args__ = (sa.Index("messages_by_body", "body"),)
+
+
+class Encouragement(Linked, Base):
+    __tablename__ = "encouragement_messages"
+
+
+class Reflection(Linked, Base):
+    __tablename__ = "reflections"
+    kind: Mapped[str] = mapped_column(sa.Enum("morning", "evening", name="kind"))
+
+
+copy_tables(Base.metadata)
+metadata = Base.metadata
 '''
 
 REVISIONS = {
@@ -82,7 +122,7 @@ def downgrade():
 
 CONFIG = """config = context.config
 import os
-from langfuse_schema import include_object
+{imports}
 config.set_main_option("sqlalchemy.url", os.environ["DATABASE_URL"].replace("%", "%%"))
 """
 
@@ -138,6 +178,13 @@ class App:
     def langfuse_schema(self, *arguments: str) -> None:
         self.succeeds("-m", "langfuse_schema", *arguments)
 
+    def heads(self) -> tuple[str, str]:
+        """The recorded revisions of the app and of langfuse-schema."""
+        tables = ("public.alembic_version", "langfuse_migrations.alembic_version")
+        queries = [f"SELECT min(version_num) FROM {table}" for table in tables]
+        (app,), (langfuse,) = (self.database.execute(query)[0] for query in queries)
+        return app, langfuse
+
     def succeeds(self, *arguments: str) -> None:
         outcome = self.python(*arguments)
         assert outcome.code == 0, outcome.stdout + outcome.stderr
@@ -156,32 +203,45 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def documented(page: str) -> str:
+    """The first program in docs/models.md for this file of an app."""
+    text = (CHECKOUT / "docs" / "models.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```python\n# {page}\n(.*?)```", text, re.MULTILINE | re.DOTALL)[0]
+
+
 @pytest.fixture
-def app(database: Database, tmp_path: Path, wheel: Path) -> App:
+def empty_app(database: Database, tmp_path: Path, wheel: Path) -> App:
+    """An app with classes and no revision, on a database without tables of the app."""
     database.execute(
         "DROP TABLE public.ai_coach_messages, public.encouragement_messages, public.reflections"
     )
     app = App(tmp_path, wheel, database)
     app.alembic("init", "migrations")
     env = tmp_path / "migrations" / "env.py"
-    # What an app adds to the env.py that `alembic init` writes, and one line of ours.
+    # What an app adds to the env.py that `alembic init` writes.
+    imports, call = documented("migrations/env.py").split("\n\n")
+    configure = "context.configure(\n    connection=connection, target_metadata=target_metadata\n)"
     text = env.read_text()
     for before, after in (
         ("target_metadata = None", "from models import metadata as target_metadata"),
-        ("config = context.config\n", CONFIG),
-        (
-            "connection=connection, target_metadata=target_metadata",
-            "connection=connection, target_metadata=target_metadata, include_object=include_object",
-        ),
+        ("config = context.config\n", CONFIG.format(imports=imports)),
+        (indent(configure, " " * 8), indent(call.strip(), " " * 8)),
     ):
-        assert before in text
+        assert text.count(before) == 1
         text = text.replace(before, after)
     env.write_text(text)
-    (tmp_path / "models.py").write_text(MODELS)
-    (tmp_path / "deploy.py").write_text(DEPLOY)
-    for name, content in REVISIONS.items():
-        (tmp_path / "migrations" / "versions" / f"{name}.py").write_text(content)
+    (tmp_path / "models.py").write_text(ORM_MODELS)
     return app
+
+
+@pytest.fixture
+def app(empty_app: App) -> App:
+    """An app with tables and revisions."""
+    (empty_app.folder / "models.py").write_text(MODELS)
+    (empty_app.folder / "deploy.py").write_text(DEPLOY)
+    for name, content in REVISIONS.items():
+        (empty_app.folder / "migrations" / "versions" / f"{name}.py").write_text(content)
+    return empty_app
 
 
 def test_app_imports_package_from_wheel(app: App) -> None:
@@ -231,3 +291,60 @@ def test_python_program_upgrades_and_downgrades_both_histories(app: App) -> None
     for direction in ("up", "up", "down", "up"):
         app.succeeds("deploy.py", direction)
     assert verify(app.database.url) == []
+
+
+def test_app_with_models_first_and_package_take_turns_on_empty_database(empty_app: App) -> None:
+    app = empty_app
+    refused = app.python("-m", "langfuse_schema", "upgrade", "head")
+    assert refused.code == 1
+    assert "run the app's own migrations first, and then the same command again" in refused.stderr
+
+    app.alembic("revision", "--autogenerate", "--rev-id", "a1", "-m", "first")
+    (written,) = (app.folder / "migrations" / "versions").glob("a1_*.py")
+    assert "langfuse" not in written.read_text()
+    app.alembic("upgrade", "head")
+    app.alembic("check")
+    for _ in range(2):
+        app.langfuse_schema("upgrade", "head")
+        app.langfuse_schema("verify")
+        assert verify(app.database.url) == []
+        app.alembic("check")
+        app.langfuse_schema("downgrade", "base")
+        app.alembic("check")
+    app.langfuse_schema("upgrade", "head")
+    # In the other order too.
+    app.alembic("downgrade", "base")
+    app.langfuse_schema("downgrade", "base")
+
+
+def test_documented_revision_of_app_runs_both_histories(empty_app: App) -> None:
+    app = empty_app
+    app.alembic("revision", "--autogenerate", "--rev-id", "a1", "-m", "first")
+    page = "migrations/versions/a2_langfuse.py"
+    (app.folder / page).write_text(documented(page))
+    app.alembic("upgrade", "head")
+    assert app.heads() == ("a2", HEAD)
+    assert verify(app.database.url) == []
+    app.alembic("check")
+    app.alembic("upgrade", "head", "--sql")
+    app.alembic("upgrade", "head")
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+def test_upgrade_in_env_py_leaves_both_histories_at_head(app: App, *, first: bool) -> None:
+    call = (
+        "from langfuse_schema import migrations\nmigrations.upgrade(os.environ['DATABASE_URL'])\n"
+    )
+    env = app.folder / "migrations" / "env.py"
+    run = "if context.is_offline_mode():"
+    text = env.read_text()
+    env.write_text(text.replace(run, f"{call}{run}") if first else f"{text}\n{call}")
+    if first:
+        create = "CREATE TABLE {} (id uuid PRIMARY KEY, body text NOT NULL)"
+        for table in ("ai_coach_messages", "encouragement_messages", "reflections"):
+            app.database.execute(create.format(table))
+        app.succeeds("-m", "alembic", "stamp", "a1")
+    app.alembic("upgrade", "head")
+    assert app.heads() == ("a2", HEAD)
+    assert verify(app.database.url) == []
+    app.alembic("check")

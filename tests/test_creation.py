@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import InvalidRequestError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase
 
 from langfuse_schema import (
     copy_tables,
@@ -19,6 +20,7 @@ from langfuse_schema import (
 )
 from langfuse_schema.verify import verify
 from tests.helpers.databases import SUPERUSER, Database, langfuse_schema, langfuse_tables
+from tests.helpers.models import declare_linked_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,8 +89,9 @@ def test_metadata_create_all_without_auth_uid_fails_and_denies_anon_access(
 
 
 def test_metadata_create_all_refuses_another_schema(legacy_database: Database) -> None:
-    app = sa.MetaData(schema="app")
-    copy_tables(app)
+    app = sa.MetaData()
+    for table in metadata.sorted_tables:
+        table.to_metadata(app, schema=table.schema or "app")
     legacy_database.execute("CREATE SCHEMA app")
     engine = sa.create_engine(legacy_database.url, poolclass=sa.NullPool)
     with pytest.raises(InvalidRequestError, match="must be in schema public"):
@@ -101,6 +104,21 @@ def test_metadata_create_all_refuses_another_schema(legacy_database: Database) -
         with pytest.raises(InvalidRequestError, match="must be in schema public"):
             metadata.create_all(moved)
     assert not [name for name in legacy_database.catalog().tables if name.startswith("app.")]
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["declared", "copied"])
+def test_metadata_create_all_links_tables_of_mixin(database: Database, *, copied: bool) -> None:
+    class Base(DeclarativeBase):
+        metadata = sa.MetaData(naming_convention={"fk": "app_%(constraint_name)s"})
+
+    declare_linked_classes(Base)
+    copy_tables(Base.metadata)
+    app = sa.MetaData() if copied else Base.metadata
+    for table in Base.metadata.sorted_tables if copied else ():
+        table.to_metadata(app)
+    database.execute("DROP TABLE ai_coach_messages, encouragement_messages, reflections")
+    app.create_all(sa.create_engine(database.url, poolclass=sa.NullPool))
+    assert differing(database) == {"version-table-missing"}
 
 
 def test_metadata_create_all_through_asyncpg_denies_anon_access(legacy_database: Database) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import DeclarativeBase
 
 import langfuse_schema
 from langfuse_schema import (
@@ -26,6 +28,7 @@ from langfuse_schema import (
 )
 from langfuse_schema.tables import NOT_OURS
 from tests.helpers.databases import AOI, Database
+from tests.helpers.models import declare_linked_classes
 
 
 def test_every_public_name_is_importable() -> None:
@@ -50,6 +53,15 @@ def test_enumeration_member_equals_its_text() -> None:
     assert str(ScoreStatus.PENDING) == f"{ScoreStatus.PENDING}" == ScoreStatus.PENDING == "pending"
 
 
+LINK = "langfuse_trace_id"
+
+METADATA_OPTIONS = [
+    {},
+    {"schema": "public"},
+    {"naming_convention": {"fk": "f_%(constraint_name)s", "ix": "i_%(constraint_name)s"}},
+]
+
+
 class TestCopyTables:
     def test_copy_tables_adds_langfuse_tables_and_users(self) -> None:
         target = sa.MetaData()
@@ -64,9 +76,22 @@ class TestCopyTables:
         (key,) = target.tables["langfuse_traces"].c.user_id.foreign_keys
         assert key.column is users.c.id
 
-    def test_copy_tables_ignores_naming_convention_of_app(self) -> None:
-        kinds = ("pk", "uq", "ck", "fk", "ix")
-        target = sa.MetaData(naming_convention=dict.fromkeys(kinds, "app_%(table_name)s"))
+    def test_second_copy_returns_tables_of_first(self) -> None:
+        for target in (sa.MetaData(), sa.MetaData(schema="public")):
+            first = copy_tables(target)
+            assert copy_tables(target) == first
+            assert set(first) == set(metadata.tables)
+
+    def test_copy_tables_refuses_metadata_schema_that_would_move_them(self) -> None:
+        target = sa.MetaData(schema="app")
+        with pytest.raises(InvalidRequestError, match=r'Table\(…, schema="app"\)'):
+            copy_tables(target)
+        assert not target.tables
+
+    @pytest.mark.parametrize("name", ["%(table_name)s", "%(table_name)s_%(constraint_name)s"])
+    def test_copy_tables_ignores_naming_convention_of_app(self, name: str) -> None:
+        names = dict.fromkeys(("uq", "ck", "fk", "ix"), f"app_{name}")
+        target = sa.MetaData(naming_convention={"pk": "app_%(table_name)s", **names})
         copy_tables(target)
         for key, table in metadata.tables.items():
             names = {constraint.name for constraint in table.constraints}
@@ -84,6 +109,31 @@ class TestLinkColumn:
         assert (key.name, key.ondelete) == ("reflections_langfuse_trace_id_fkey", "SET NULL")
         assert key.elements[0].column is app.tables["langfuse_traces"].c.trace_id
         assert [index.name for index in table.indexes] == ["idx_reflections_langfuse_trace_id"]
+
+    @pytest.mark.parametrize("options", METADATA_OPTIONS, ids=str)
+    def test_mixin_links_each_table_once_and_so_do_copies(self, options: dict[str, Any]) -> None:
+        class Base(DeclarativeBase):
+            metadata = sa.MetaData(**options)
+
+        declare_linked_classes(Base)
+        copy_tables(Base.metadata)
+        copied, twice = sa.MetaData(**options), sa.MetaData()
+        for table in Base.metadata.sorted_tables:
+            table.to_metadata(copied).to_metadata(twice)
+        for app in (Base.metadata, copied, twice):
+            links = {table.name: table for table in app.tables.values() if LINK in table.c}
+            assert set(links) == {"ai_coach_messages", "encouragement_messages", "reflections"}
+            for name, table in links.items():
+                (key,) = table.foreign_key_constraints
+                assert (key.name, key.ondelete) == (f"{name}_{LINK}_fkey", "SET NULL")
+                assert key.referred_table.name == "langfuse_traces"
+                assert [index.name for index in table.indexes] == [f"idx_{name}_{LINK}"]
+
+    def test_column_of_another_table_is_refused(self) -> None:
+        shared = langfuse_trace_id_column()
+        sa.Table("reflections", sa.MetaData(), shared)
+        with pytest.raises(InvalidRequestError, match=r"once for each table.*docs/models\.md"):
+            sa.Table("streaks", sa.MetaData(), shared)
 
     def test_copied_link_column_has_one_foreign_key_and_one_index(self) -> None:
         app, other = sa.MetaData(), sa.MetaData()

@@ -1,9 +1,11 @@
-"""The types that an app sees: a consumer's file and the examples, checked by mypy, strictly."""
+"""The types that an app sees: mypy (strict) and pyright check a consumer and the examples."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,18 +31,48 @@ def mypy(*files: Path) -> str:
     return outcome.stdout + outcome.stderr
 
 
-def test_mypy_strict_accepts_consumer_and_examples() -> None:
-    assert mypy(CONSUMER, *sorted((CHECKOUT / "examples").glob("*.py"))) == ""
-
-
-def test_mypy_strict_reports_wrong_types_of_consumer(tmp_path: Path) -> None:
-    wrong = tmp_path / "wrong.py"
-    wrong.write_text(
-        "from langfuse_schema import ScoreName\n"
-        "from langfuse_schema.verify import verify\n"
-        "name: int = ScoreName.USER_FEEDBACK\n"
-        "code: int = verify('url')[0].code\n"
-        "verify(3)\n"
+def pyright(clients: Path, *files: Path) -> list[dict[str, Any]]:
+    """Check files with pyright, and return its diagnostics."""
+    outcome = run(
+        *("node", str(clients / "pyright" / "index.js"), "--outputjson"),
+        *("--pythonpath", sys.executable, *map(str, files)),
+        cwd=CONSUMER.parent,
     )
+    found: list[dict[str, Any]] = json.loads(outcome.stdout)["generalDiagnostics"]
+    return found
+
+
+FILES = [CONSUMER, *sorted((CHECKOUT / "examples").glob("*.py"))]
+
+WRONG = """
+from langfuse_schema import ScoreName
+from langfuse_schema.verify import verify
+name: int = ScoreName.USER_FEEDBACK
+code: int = verify('url')[0].code
+verify(3)
+"""
+
+
+@pytest.fixture
+def wrong(tmp_path: Path) -> Path:
+    path = tmp_path / "wrong.py"
+    path.write_text(WRONG.lstrip())
+    return path
+
+
+def test_mypy_strict_accepts_consumer_and_examples() -> None:
+    assert mypy(*FILES) == ""
+
+
+def test_mypy_strict_reports_wrong_types_of_consumer(wrong: Path) -> None:
     found = mypy(wrong)
     assert [line.split(":")[1] for line in found.splitlines()] == ["3", "4", "5"], found
+
+
+def test_pyright_accepts_consumer_and_examples(clients: Path) -> None:
+    assert pyright(clients, *FILES) == []
+
+
+def test_pyright_reports_wrong_types_of_consumer(clients: Path, wrong: Path) -> None:
+    found = pyright(clients, wrong)
+    assert [one["range"]["start"]["line"] + 1 for one in found] == [3, 4, 5]

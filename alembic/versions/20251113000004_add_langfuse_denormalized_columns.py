@@ -47,7 +47,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     operations.lock_tables(LOCKED)
     for table in reversed(APP_TABLES):
-        op.drop_column(table, "langfuse_trace_id", schema="public", if_exists=True)
+        # The app can have dropped its table before.
+        op.execute(f"ALTER TABLE IF EXISTS public.{table} DROP COLUMN IF EXISTS langfuse_trace_id")
 
 
 def discard_partial_upgrade() -> None:

@@ -4,13 +4,13 @@ This package imports SQLAlchemy Core only. To run the revisions, use the command
 `langfuse-schema`, or call `langfuse_schema.migrations`.
 """
 
+from langfuse_schema._checks.autogenerate import include_object, process_revision_directives
 from langfuse_schema.creation import create_all
 from langfuse_schema.tables import (
     EntityType,
     ScoreName,
     ScoreStatus,
     copy_tables,
-    include_object,
     langfuse_batch_runs,
     langfuse_scores,
     langfuse_trace_id_column,
@@ -31,5 +31,6 @@ __all__ = [
     "langfuse_trace_id_column",
     "langfuse_traces",
     "metadata",
+    "process_revision_directives",
     "rate_limit_logs",
 ]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import DBAPIError
 
 from langfuse_schema import tables
 from langfuse_schema._checks import preflight as checks
 from langfuse_schema._checks.table_locks import holders
 from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
-from langfuse_schema._postgres.errors import INSUFFICIENT_PRIVILEGE, errors_as_findings, sqlstate
+from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
 from langfuse_schema._runtime import environment, pooler_detection
 from langfuse_schema._runtime.alembic_internals import has_destination, x_arguments
+from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.options import Options, parse_options
 from langfuse_schema._runtime.target import Embedded, Target, configured_url
 from langfuse_schema.online import run_migrations
@@ -61,7 +61,9 @@ def upgrade(
         SchemaError: the upgrade cannot run or was stopped; completed steps are kept.
         CommandError: there is no such revision.
     """
-    command.upgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
+    config = config_for(target, Options(lock_timeout, lock_deadline))
+    with nested_command():
+        command.upgrade(config, revision)
 
 
 def downgrade(
@@ -83,7 +85,9 @@ def downgrade(
         SchemaError: the downgrade cannot run or was stopped; completed steps are kept.
         CommandError: there is no such revision.
     """
-    command.downgrade(config_for(target, Options(lock_timeout, lock_deadline)), revision)
+    config = config_for(target, Options(lock_timeout, lock_deadline))
+    with nested_command():
+        command.downgrade(config, revision)
 
 
 def stamp(target: str | URL | sa.Engine, revision: str) -> None:
@@ -97,7 +101,9 @@ def stamp(target: str | URL | sa.Engine, revision: str) -> None:
         SchemaError: the database cannot be reached or written.
         CommandError: there is no such revision.
     """
-    command.stamp(config_for(target), revision)
+    config = config_for(target)
+    with nested_command():
+        command.stamp(config, revision)
 
 
 def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
@@ -112,7 +118,9 @@ def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
     Raises:
         SchemaError: the database cannot be reached or read.
     """
-    return preflight_report(config_for(target))
+    config = config_for(target)
+    with nested_command(only_reading=True):
+        return preflight_report(config)
 
 
 def preflight_report(config: Config) -> Report:
@@ -170,7 +178,7 @@ def target_of(config: Config) -> Target:
     options = parse_options(arguments)
     connection = config.attributes.get("connection")
     if connection is not None:
-        return Target(connection, options)
+        return Target.of(connection, options)
     in_checkout = checkout()
     source = configured_url(arguments, _ini_url(config), checkout=in_checkout is not None)
     if source.url is not None:
@@ -226,8 +234,7 @@ def run_environment(context: EnvironmentContext) -> None:
         with (
             environment.interrupts(config),
             target.connect() as connection,
-            errors_as_findings(),
-            _privileges_as_findings(connection),
+            errors_as_findings(lambda: VERSION_TABLE.check_privileges(connection)),
         ):
             if has_destination(context):
                 # Before a command that writes, the runner begins the transaction.
@@ -241,18 +248,6 @@ def run_environment(context: EnvironmentContext) -> None:
                 checks=upgrade_checks(History(context.script)),
                 **_shared_options(context),
             )
-
-
-@contextmanager
-def _privileges_as_findings(connection: sa.Connection) -> Iterator[None]:
-    """Report that the role must not read the version table, with the privileges that it lacks."""
-    try:
-        yield
-    except DBAPIError as error:
-        if sqlstate(error) == INSUFFICIENT_PRIVILEGE:
-            connection.rollback()
-            VERSION_TABLE.heads(connection)
-        raise
 
 
 @contextmanager

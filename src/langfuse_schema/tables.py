@@ -7,7 +7,7 @@ text of each CHECK and default is the text that PostgreSQL prints.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ARRAY,
@@ -28,6 +28,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.schema import conv
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ API_ROLES = ("anon", "authenticated", "service_role")
 
 LINK_COLUMN = "langfuse_trace_id"
 """The column of the app's tables that points to a trace."""
+
+_LINKED = "langfuse_schema_linked"
+"""`Column.info` of a link column that has added its foreign key and index."""
 
 NOT_OURS = {"langfuse_schema": "external"}
 """`Table.info` of a table that belongs to Supabase or the app. Foreign keys refer to it."""
@@ -112,6 +116,11 @@ def _parent(name: str, key: Column[UUID]) -> Column[UUID]:
     return Column(name, Uuid, ForeignKey(key, ondelete="CASCADE"), nullable=False)
 
 
+def _index(name: str, *columns: str, **options: Any) -> Index:  # noqa: ANN401 - of Index
+    """Return an index whose name the naming convention of an app's MetaData cannot change."""
+    return Index(conv(name), *columns, **options)
+
+
 langfuse_traces = Table(
     "langfuse_traces",
     metadata,
@@ -127,11 +136,11 @@ langfuse_traces = Table(
     _created_at(),
     UniqueConstraint("trace_id"),
     CheckConstraint(_one_of("entity_type", EntityType), name="entity_type"),
-    Index("idx_langfuse_traces_entity", "entity_type", "entity_id"),
-    Index("idx_langfuse_traces_user_id", "user_id"),
-    Index("idx_langfuse_traces_created_at", "created_at"),
-    Index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
-    Index("idx_langfuse_traces_user_id_trace_id", "user_id", "trace_id"),
+    _index("idx_langfuse_traces_entity", "entity_type", "entity_id"),
+    _index("idx_langfuse_traces_user_id", "user_id"),
+    _index("idx_langfuse_traces_created_at", "created_at"),
+    _index("idx_langfuse_traces_user_id_created_at", "user_id", "created_at"),
+    _index("idx_langfuse_traces_user_id_trace_id", "user_id", "trace_id"),
 )
 """One call of a model, with its input and output, for one user and one text of the app.
 
@@ -154,10 +163,10 @@ langfuse_scores = Table(
     CheckConstraint(_one_of("score_name", ScoreName), name="score_name"),
     CheckConstraint("value = ANY (ARRAY[(0)::numeric, (1)::numeric])", name="value"),
     CheckConstraint(_one_of("status", ScoreStatus), name="status"),
-    Index("idx_langfuse_scores_trace_id", "trace_id"),
-    Index("idx_langfuse_scores_status", "status"),
-    Index("idx_langfuse_scores_created_at", "created_at"),
-    Index(
+    _index("idx_langfuse_scores_trace_id", "trace_id"),
+    _index("idx_langfuse_scores_status", "status"),
+    _index("idx_langfuse_scores_created_at", "created_at"),
+    _index(
         "idx_langfuse_scores_pending",
         "created_at",
         "id",
@@ -181,8 +190,8 @@ langfuse_batch_runs = Table(
     Column("started_at", DateTime(timezone=True), nullable=False),
     Column("completed_at", DateTime(timezone=True)),
     _created_at(),
-    Index("idx_langfuse_batch_runs_batch_name", "batch_name"),
-    Index("idx_langfuse_batch_runs_created_at", "created_at"),
+    _index("idx_langfuse_batch_runs_batch_name", "batch_name"),
+    _index("idx_langfuse_batch_runs_created_at", "created_at"),
 )
 """One run of a batch job, with its times, counts of scores and errors. The job chooses the id."""
 
@@ -195,8 +204,8 @@ rate_limit_logs = Table(
     Column("window_start", DateTime(timezone=True), nullable=False),
     Column("request_count", Integer, nullable=False, server_default=text("1")),
     _created_at(),
-    Index("idx_rate_limit_logs_unique", "user_id", "endpoint", "window_start", unique=True),
-    Index("idx_rate_limit_logs_user_id", "user_id"),
+    _index("idx_rate_limit_logs_unique", "user_id", "endpoint", "window_start", unique=True),
+    _index("idx_rate_limit_logs_user_id", "user_id"),
 )
 """The number of calls of one user to one endpoint within one window of time.
 
@@ -205,76 +214,80 @@ the count to refuse a request. Users have no privilege on this table.
 """
 
 
-def langfuse_trace_id_column() -> Column[UUID | None]:
+def langfuse_trace_id_column() -> Any:  # noqa: ANN401 - no class can be both a Column and Mapped
     """Return a new column that links a row of the app to its trace.
 
-    Put it into a `Table` of the app. The foreign key (ON DELETE SET NULL) and the index are added
-    to that table under the names of the revisions. Call `copy_tables` on the app's MetaData first.
+    Put it into a `Table`, a declarative class or a mixin. Each table gets the foreign key
+    (ON DELETE SET NULL) and the index under the names of the revisions. Call `copy_tables` on the
+    same MetaData.
 
     Returns:
-        A nullable UUID column `langfuse_trace_id` (plan, マイグレーション2).
+        A `Column[UUID | None]` named `langfuse_trace_id` (plan, マイグレーション2). Type checkers
+        also accept it as `Mapped[UUID | None]`.
+
+    Raises:
+        InvalidRequestError: the same column is put into a second table.
     """
     column: Column[UUID | None] = Column(LINK_COLUMN, Uuid, nullable=True)
-    event.listen(column, "after_parent_attach", _link_to_traces)
+    # With propagate, the copies of a mixin have the listeners too.
+    event.listen(column, "before_parent_attach", _refuse_second_table, propagate=True)
+    event.listen(column, "after_parent_attach", _link_to_traces, propagate=True)
     return column
 
 
-def _link_to_traces(column: Column[UUID | None], table: Table) -> None:
-    table.append_constraint(
-        ForeignKeyConstraint(
-            [column],
-            ["langfuse_traces.trace_id"],
-            name=conv(f"{table.name}_{LINK_COLUMN}_fkey"),
-            ondelete="SET NULL",
+def _refuse_second_table(column: Column[UUID | None], table: Table) -> None:
+    """Refuse a column that a base class of SQLModel shares between its tables."""
+    first = getattr(column, "table", None)
+    if first is not None and first is not table:
+        raise InvalidRequestError(
+            f"{table.name} cannot use the {LINK_COLUMN} column of {first.name}."
+            " Call langfuse_trace_id_column() once for each table. In a shared base class of"
+            " SQLModel, declare a plain field and add the foreign key and the index in"
+            " __table_args__, as in docs/models.md."
         )
-    )
-    table.append_constraint(Index(f"idx_{table.name}_{LINK_COLUMN}", column))
+
+
+def _link_to_traces(column: Column[UUID | None], table: Table) -> None:
+    """Add the foreign key and the index, unless `to_metadata` copies those of a linked column."""
+    if column.info.get(_LINKED):
+        return
+    column.info[_LINKED] = True
+    schema = f"{table.metadata.schema}." if table.metadata.schema else ""
+    name, parent = conv(f"{table.name}_{LINK_COLUMN}_fkey"), f"{schema}langfuse_traces.trace_id"
+    key = ForeignKeyConstraint([column], [parent], name=name, ondelete="SET NULL")
+    table.append_constraint(key)
+    table.append_constraint(Index(conv(f"idx_{table.name}_{LINK_COLUMN}"), column))
 
 
 def copy_tables(target: MetaData) -> dict[str, Table]:
     """Copy the Langfuse tables into the app's MetaData, so that the app's tables can refer to them.
+
+    A second call copies nothing. If the app declares `auth.users` itself, it does so before.
 
     Arguments:
         target: the app's MetaData. Its existing tables, such as `auth.users`, are kept.
 
     Returns:
         The tables in `target`, by their key: `langfuse_traces`, …, `auth.users`.
+
+    Raises:
+        InvalidRequestError: the schema of the MetaData would move the tables out of public.
     """
-    return {
-        table.key: target.tables[table.key]
-        if table.key in target.tables
-        else table.to_metadata(target)
-        for table in metadata.sorted_tables
-    }
+    if target.schema not in (None, "public"):
+        raise InvalidRequestError(
+            f'MetaData(schema="{target.schema}") would move the Langfuse tables, which are in'
+            " schema public. Use a MetaData without a schema, and name the schema in each table"
+            f' of the app: Table(…, schema="{target.schema}").'
+        )
+    return {table.key: _copied(table, target) for table in metadata.sorted_tables}
 
 
-def include_object(
-    item: object,
-    name: str | None,
-    kind: str,
-    reflected: bool,  # noqa: ARG001 - the signature is Alembic's
-    compare_to: object,  # noqa: ARG001 - the signature is Alembic's
-) -> bool:
-    """Exclude the Langfuse tables from `alembic check` and `--autogenerate` of the app.
-
-    Pass it to `context.configure(include_object=…)` in the app's env.py. Alembic still compares
-    the link columns, so declare them with `langfuse_trace_id_column`.
-    https://alembic.sqlalchemy.org/en/latest/api/runtime.html
-
-    Arguments:
-        item: the object that Alembic compares.
-        name: its name.
-        kind: `table`, `column`, `index`, …
-        reflected: whether it comes from the database.
-        compare_to: its counterpart.
-
-    Returns:
-        Whether Alembic compares the object.
-    """
-    if kind != "table" or not isinstance(item, Table):
-        return True
-    schema = "" if item.schema in (None, "public") else f"{item.schema}."
-    return f"{schema}{name}" not in metadata.tables
+def _copied(table: Table, target: MetaData) -> Table:
+    schema = table.schema or target.schema
+    existing = target.tables.get(f"{schema}.{table.name}" if schema else table.name)
+    if existing is not None:
+        return existing
+    return table.to_metadata(target, schema=schema) if schema else table.to_metadata(target)
 
 
 def declared_metadata() -> MetaData:

@@ -12,6 +12,7 @@ from langfuse_schema._history.chain import History
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import counted
 from langfuse_schema._runtime import settings
+from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.target import Target
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
         SchemaError: the database cannot be reached or read, or a migration is running.
         CommandError: there is no such revision.
     """
-    return list(report(Target.of(target), History.packaged(), revision).findings)
+    database = Target.of(target)
+    with nested_command(only_reading=True):
+        return list(report(database, History.packaged(), revision).findings)
 
 
 def report(target: Target, history: History, revision: str) -> Report:

@@ -6,8 +6,10 @@ import io
 import sys
 from typing import TYPE_CHECKING, Any
 
-import alembic
+import alembic.context
+import alembic.op
 import pytest
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -109,6 +111,33 @@ def test_x_arguments_are_read_before_env_py() -> None:
     config = Config(config_file(), cmd_opts=Namespace(x=["url=a=b", "embedded=true"]))
     assert internals.x_arguments(config) == {"url": "a=b", "embedded": "true"}
     assert internals.x_arguments(Config(config_file())) == {}
+
+
+def test_running_environment_and_its_connection_are_those_of_the_command() -> None:
+    assert internals.running_environment() is None
+    seen: list[object] = []
+
+    def record(context: EnvironmentContext) -> None:
+        environment = internals.running_environment()
+        assert environment is context
+        seen.append(internals.connection_of(environment))
+        with sa.create_engine("sqlite://").connect() as connection:
+            context.configure(connection=connection)
+            seen.append(internals.connection_of(environment) is connection)
+
+    with pytest.MonkeyPatch.context() as patch:
+        proxy = lambda _: record(alembic.context._proxy)  # type: ignore[attr-defined] # noqa: E731
+        patch.setattr(ScriptDirectory, "run_env", proxy)
+        command.current(Config(config_file()))
+    assert seen == [None, True]
+
+
+def test_preserved_proxies_restore_globals_after_failed_command() -> None:
+    before = [dict(vars(module)) for module in (alembic.context, alembic.op)]
+    with internals.preserved_proxies():
+        alembic.context._proxy = "changed"  # type: ignore[attr-defined] # Alembic's own
+        alembic.context.script = "changed"  # type: ignore[assignment] # the same
+    assert [dict(vars(module)) for module in (alembic.context, alembic.op)] == before
 
 
 @pytest.mark.slow

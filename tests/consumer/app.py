@@ -1,4 +1,4 @@
-"""What an app writes with the package; mypy checks it, strictly, as part of the tests."""
+"""What an app writes with the package; mypy (strict) and pyright check it in the tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from alembic import context
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import assert_type
 
 from langfuse_schema import (
@@ -19,6 +20,7 @@ from langfuse_schema import (
     langfuse_scores,
     langfuse_trace_id_column,
     langfuse_traces,
+    process_revision_directives,
     rate_limit_logs,
 )
 from langfuse_schema.migrations import Finding, downgrade, stamp, upgrade
@@ -35,7 +37,27 @@ reflections = sa.Table(
     sa.Column("id", sa.Uuid, primary_key=True),
     langfuse_trace_id_column(),
 )
-assert_type(langfuse_trace_id_column(), "sa.Column[UUID | None]")
+column: sa.Column[UUID | None] = langfuse_trace_id_column()
+
+
+class Base(DeclarativeBase):
+    """The app's classes."""
+
+
+class Linked:
+    """A mixin."""
+
+    langfuse_trace_id: Mapped[UUID | None] = langfuse_trace_id_column()
+
+
+class Reflection(Linked, Base):
+    """A class of the app."""
+
+    __tablename__ = "reflections"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+
+
+assert_type(Reflection().langfuse_trace_id, "UUID | None")
 
 for table in (langfuse_traces, langfuse_scores, langfuse_batch_runs, rate_limit_logs):
     assert_type(table, sa.Table)
@@ -62,7 +84,10 @@ def migrate(url: str, engine: sa.Engine, connection: sa.Connection) -> list[str]
 def configure(connection: sa.Connection) -> None:
     """In the app's own env.py."""
     context.configure(
-        connection=connection, target_metadata=metadata, include_object=include_object
+        connection=connection,
+        target_metadata=metadata,
+        include_object=include_object,
+        process_revision_directives=process_revision_directives,
     )
 
 

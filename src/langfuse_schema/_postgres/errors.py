@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from langfuse_schema._postgres.findings import SchemaError, finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, QUERY_CANCELED = "55P03", "40P01", "57014"
 INSUFFICIENT_PRIVILEGE = "42501"
@@ -26,14 +26,19 @@ _OTHER_ADVICE = "Fix the cause, then run the same command again."
 
 
 @contextmanager
-def errors_as_findings() -> Iterator[None]:
-    """Raise SchemaError instead of an error of the driver."""
+def errors_as_findings(check_privileges: Callable[[], None] | None = None) -> Iterator[None]:
+    """Raise SchemaError instead of an error of the driver.
+
+    `check_privileges` is called if a privilege is missing. It can raise a more exact error.
+    """
     try:
         yield
     except (DBAPIError, PendingRollbackError) as error:
         code = sqlstate(error)
         if code == LOCK_NOT_AVAILABLE:
             raise SchemaError(finding("database-busy", "lock_timeout")) from error
+        if code == INSUFFICIENT_PRIVILEGE and check_privileges:
+            check_privileges()
         cause, advice = str(_root_cause(error)).strip(), _ADVICE.get(code, _OTHER_ADVICE)
         values = {"sqlstate": code or None, "cause": cause, "advice": advice}
         raise SchemaError(finding("server-refused", "the database", **values)) from error

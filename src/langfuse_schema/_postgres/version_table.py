@@ -60,6 +60,11 @@ class VersionTable:
         rows = connection.exec_driver_sql(f"SELECT version_num FROM {self} ORDER BY 1")
         return tuple(rows.scalars())
 
+    def check_privileges(self, connection: Connection) -> None:
+        """Roll back, and raise SchemaError if the role must not read the table."""
+        connection.rollback()
+        self.heads(connection)
+
     def _unreadable(self, role: str, owner: str, not_inherited: bool) -> Finding:
         if not_inherited:
             return finding("role-not-inherited", role, role=role, owner=owner)

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+import alembic.context
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import to_tuple
+from alembic.util.langhelpers import ModuleClsProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -123,6 +126,44 @@ def x_arguments(config: Config) -> dict[str, str]:
     """Return the values of `-x name=value`, which Alembic parses in env.py only."""
     given = getattr(config.cmd_opts, "x", None) or []
     return {name: value for name, _, value in (item.partition("=") for item in given)}
+
+
+def running_environment() -> EnvironmentContext | None:
+    """Return the environment of the command that calls this; None outside of a command.
+
+    Alembic's globals also show a command of another thread, whose connection must not be used here.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("alembic."):
+        frame = frame.f_back
+    return getattr(alembic.context, "_proxy", None) if frame is not None else None
+
+
+def connection_of(environment: EnvironmentContext) -> Connection | None:
+    """Return the connection of an environment; None if it has none, or is not configured yet."""
+    context = environment._migration_context  # noqa: SLF001 - get_context() would raise
+    return context.connection if context is not None else None
+
+
+@contextmanager
+def preserved_proxies() -> Iterator[None]:
+    """Restore the modules `alembic.context` and `alembic.op` at the end.
+
+    A command installs its objects in them, and removes at its end those of an outer command too.
+    """
+    modules = [
+        (module, ("_proxy", *names))
+        for names, installed in ModuleClsProxy._setups.values()  # noqa: SLF001 - see above
+        for module, _ in installed
+    ]
+    before = [{name: module[name] for name in names if name in module} for module, names in modules]
+    try:
+        yield
+    finally:
+        for (module, names), values in zip(modules, before, strict=True):
+            for name in names:
+                module.pop(name, None)
+            module.update(values)
 
 
 def with_discards(steps: Iterable[Any], directory: ScriptDirectory) -> list[Any]:

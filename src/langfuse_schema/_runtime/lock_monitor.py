@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langfuse_schema._postgres import sessions
+from langfuse_schema._runtime import caller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +63,7 @@ class LockMonitor:
     Attributes:
         last_wait: the newest wait for other sessions.
         gave_up: whether it cancelled a build that waited for longer than lock_deadline.
+        blocked_by: the transaction in which the run was called, if it cancelled a wait for it.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class LockMonitor:
         """Start to monitor the backend with this pid."""
         self.last_wait: Wait | None = None
         self.gave_up = False
+        self.blocked_by: caller.Caller | None = None
+        self._caller = caller.current()
         self._connection = connection
         self._deadline = options.lock_deadline
         self._terminal = terminal
@@ -155,6 +159,14 @@ class LockMonitor:
         if rows:
             self._waiting_since = self._waiting_since or time.monotonic()
             self.last_wait = Wait(rows[0][0], tuple(sessions.described(row[1:]) for row in rows))
+            if self._caller and self._caller.pid in [row[1] for row in rows]:
+                self._end_wait_for(cursor, self._caller)
+
+    def _end_wait_for(self, cursor: Any, calling: caller.Caller) -> None:  # noqa: ANN401 - as above
+        cursor.execute("SELECT pg_postmaster_start_time()")
+        if cursor.fetchone()[0] == calling.server_started:
+            self.blocked_by = calling
+            cursor.execute("SELECT pg_cancel_backend(%s)", (self._pid,))
 
     def _report(self, progress: str) -> None:
         """Overwrite the line on a terminal, else log one every 10 s."""

@@ -243,7 +243,8 @@ class Runner:
     def _recover(self, error: Exception) -> None:
         """Roll back, and raise the error unless a retry can help."""
         code = sqlstate(error)
-        gave_up = code == QUERY_CANCELED and self._monitor.gave_up
+        blocked_by = self._monitor.blocked_by
+        gave_up = code == QUERY_CANCELED and (self._monitor.gave_up or blocked_by is not None)
         if not (gave_up or code in _RETRIED):
             self._explain_lost_session(error)
             raise error
@@ -259,6 +260,8 @@ class Runner:
         self._retrying = True
         place = (wait and wait.table) or building or "the database"
         left = self._left()
+        if blocked_by:
+            raise SchemaError(blocked_by.holds(place, state=self._state())) from error
         if gave_up or not left:
             raise SchemaError(self._table_locked(place, blocking)) from error
         if self._logged != place or time.monotonic() - self._logged_at >= _REMINDER_SECONDS:
@@ -282,8 +285,11 @@ class Runner:
         return max(0.0, self._advanced_at + self.options.lock_deadline - time.monotonic())
 
     def _table_locked(self, place: str, blocking: str) -> Finding:
+        deadline = f"{self.options.lock_deadline:g} s"
+        values = {"deadline": deadline, "cause": blocking, "state": self._state()}
+        return finding("table-locked", place, **values)
+
+    def _state(self) -> str:
         reached = ", ".join(recorded_heads(self.context)) or "base"
         self.connection.rollback()
-        deadline = f"{self.options.lock_deadline:g} s"
-        state = f"the database is at {reached}; completed steps are kept"
-        return finding("table-locked", place, deadline=deadline, cause=blocking, state=state)
+        return f"the database is at {reached}; completed steps are kept"

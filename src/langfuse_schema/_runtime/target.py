@@ -51,6 +51,9 @@ class Target:
         Raises:
             SchemaError: it is none of these, or not for PostgreSQL.
         """
+        if hasattr(database, "sync_engine") or _is_async(database):
+            kind = type(database).__name__
+            raise SchemaError(finding("engine-async", f"the {kind}", found=kind))
         if isinstance(database, sa.Engine):
             parse_url(database.url, "the engine")
         elif isinstance(database, str | URL):
@@ -135,6 +138,10 @@ def configured_url(
         return Configured(None, "nothing configured")
     cause = "DATABASE_URL, -x url and sqlalchemy.url are not set"
     raise SchemaError(finding("url-missing", "DATABASE_URL", cause=cause, example=EXAMPLE))
+
+
+def _is_async(database: object) -> bool:
+    return isinstance(database, sa.Engine | sa.Connection) and database.dialect.is_async
 
 
 def _embedded(arguments: Mapping[str, str]) -> bool:

@@ -1,0 +1,100 @@
+"""Keep the app's `alembic check` and `--autogenerate` away from what the revisions create.
+
+Alembic calls `include_object` for existing tables and for their parts. It does not call it for the
+columns and constraints of a new table, so `process_revision_directives` removes the links there.
+https://alembic.sqlalchemy.org/en/latest/api/runtime.html
+https://alembic.sqlalchemy.org/en/latest/api/autogenerate.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Column, ForeignKeyConstraint, Index, Table
+
+from langfuse_schema.tables import APP_TABLES, LINK_COLUMN, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from alembic.operations.ops import MigrationScript
+    from alembic.runtime.migration import MigrationContext
+
+
+def include_object(
+    item: object,
+    name: str | None,  # noqa: ARG001 - the signature is Alembic's
+    kind: str,  # noqa: ARG001 - the same
+    reflected: bool,  # noqa: ARG001 - the same
+    compare_to: object,  # noqa: ARG001 - the same
+) -> bool:
+    """Exclude the Langfuse tables and the link columns from the app's autogenerate.
+
+    Pass it to `context.configure(include_object=…)` in the app's env.py, together with
+    `process_revision_directives`. It excludes the Langfuse tables, `auth.users` and the version
+    table. In the plan's three tables it excludes the link column, its foreign key and its index.
+
+    Arguments:
+        item: the object that Alembic compares.
+        name: its name.
+        kind: `table`, `column`, `index`, …
+        reflected: whether it comes from the database.
+        compare_to: its counterpart.
+
+    Returns:
+        Whether Alembic compares the object.
+    """
+    if isinstance(item, Table):
+        return not _is_langfuse_table(item)
+    table = getattr(item, "table", None)
+    return not (isinstance(table, Table) and _is_app_table(table) and _is_link(item))
+
+
+def process_revision_directives(
+    context: MigrationContext,  # noqa: ARG001 - the signature is Alembic's
+    revision: str | Iterable[str | None] | Iterable[str],  # noqa: ARG001 - the same
+    directives: list[MigrationScript],
+) -> None:
+    """Remove the link column from the plan's three tables in a new revision of the app.
+
+    Pass it to `context.configure(process_revision_directives=…)` in the app's env.py, together
+    with `include_object`. If the app has such a function, call this one in it. A table that the
+    new revision creates gets its link column from langfuse-schema afterwards.
+
+    Arguments:
+        context: Alembic's context.
+        revision: the heads that the new revision follows.
+        directives: the new revisions; changed in place.
+    """
+    from alembic.operations.ops import CreateTableOp
+
+    for script in directives:
+        for operations in (*script.upgrade_ops_list, *script.downgrade_ops_list):
+            for operation in operations.ops:
+                if isinstance(operation, CreateTableOp) and _is_app_table(operation.to_table()):
+                    operation.columns = [one for one in operation.columns if not _is_link(one)]
+
+
+def _is_langfuse_table(table: Table) -> bool:
+    from langfuse_schema._history.chain import VERSION_TABLE
+
+    schema = "" if table.schema in (None, "public") else f"{table.schema}."
+    return f"{schema}{table.name}" in metadata.tables or table.schema == VERSION_TABLE.schema
+
+
+def _is_app_table(table: Table) -> bool:
+    return table.name in APP_TABLES and table.schema in (None, "public")
+
+
+def _is_link(item: object) -> bool:
+    """Return whether a part of a table is the link column, its foreign key or its index."""
+    if isinstance(item, Column):
+        return item.name == LINK_COLUMN
+    if isinstance(item, ForeignKeyConstraint):
+        return item.column_keys == [LINK_COLUMN]
+    # Another unique index on the column is a rule of the app.
+    return isinstance(item, Index) and not item.unique and _columns(item) == [LINK_COLUMN]
+
+
+def _columns(index: Index) -> list[str | None]:
+    return [getattr(expression, "name", None) for expression in index.expressions]
