@@ -27,6 +27,7 @@ ALLOWED = {
     "creation": {"_history", "_postgres", "tables"},
     "migrations": {"_checks", "_history", "_postgres", "_runtime", "embedded", "tables"},
     "verify": {"_checks", "_history", "_postgres", "_runtime", "migrations"},
+    "testing": {"_postgres", "embedded", "migrations"},
     "export": {"_history", "_postgres", "_runtime"},
     "cli": {"_history", "_postgres", "_runtime", "embedded", "export", "migrations", "verify"},
     "__init__": {"creation", "tables"},

@@ -169,7 +169,7 @@ def target_of(config: Config) -> Target:
     connection = config.attributes.get("connection")
     if connection is not None:
         return Target(connection, options)
-    in_checkout = checkout()
+    in_checkout = checkout(config)
     source = configured_url(arguments, _ini_url(config), checkout=in_checkout is not None)
     if source.url is not None:
         return Target(source.url, options, source.origin)
@@ -188,16 +188,16 @@ def _ini_url(config: Config) -> str | None:
 
 @contextmanager
 def _embedded(base: Path) -> Iterator[tuple[str, URL]]:
-    from langfuse_schema import embedded
+    from langfuse_schema.embedded.opening import open_default
 
-    with embedded.open_default(base) as server:
+    with open_default(base) as server:
         yield str(server.directory), server.url()
 
 
-def checkout() -> Path | None:
-    """Return the checkout from which the package runs; None if it was installed from a wheel."""
-    folder = config_file().parent
-    return folder if folder.name != "_scripts" else None
+def checkout(config: Config) -> Path | None:
+    """Return the checkout whose alembic.ini a command uses; None for the packaged one."""
+    folder = Path(config.config_file_name or config_file()).resolve().parent
+    return folder if (folder / "src" / "langfuse_schema").is_dir() else None
 
 
 def run_environment(context: EnvironmentContext) -> None:

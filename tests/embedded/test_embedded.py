@@ -64,8 +64,8 @@ with embedded.open_default(Path(sys.argv[1])) as server:
 DEV = """
 import sys
 from pathlib import Path
-from langfuse_schema import embedded
-embedded.dev(Path(sys.argv[1]), lambda line: print(line, flush=True))
+from langfuse_schema.embedded import EmbeddedError, dev
+dev.run(Path(sys.argv[1]), lambda line: print(line, flush=True))
 """
 
 
@@ -578,8 +578,8 @@ def test_dev_reports_killed_server(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
     dev = other_programs(
-        DEV.replace("embedded.dev", "try: embedded.dev")
-        + """except embedded.EmbeddedError as error: print(error)
+        DEV.replace("dev.run", "try: dev.run")
+        + """except EmbeddedError as error: print(error)
 """,
         folder,
     )
@@ -637,7 +637,7 @@ def test_open_default_by_root_in_closed_home_uses_shared_folder(
     with embedded.open_default(closed_home) as server:
         assert server.directory.parent == shared
         assert query(server.url(), "SELECT count(*) FROM reflections") == 3
-    assert list(closed_home.iterdir()) == []
+    assert [path.name for path in closed_home.iterdir()] == [".langfuse-schema"]
     assert closed_home.stat().st_mode & 0o777 == 0o700
     assert embedded.state_directory(closed_home) == server.directory
     assert embedded.state_directory(closed_home / "other") != server.directory
