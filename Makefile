@@ -1,9 +1,11 @@
 # Everything that a person types. Python >= 3.10 with venv is all that must be there.
 # The Python of an existing environment is kept, unless you name another one.
-PYTHON ?= $(or $(wildcard .venv/bin/python),python3)
+PYTHON ?= $(if $(shell .venv/bin/python -c 'print("works")' 2>/dev/null),.venv/bin/python,python3)
 BIN := .venv/bin
-# With LC_ALL=C, Python could not read the path of a checkout that is not ASCII.
-export PYTHONUTF8 := 1
+# In the plain C locale, Python could not start in an environment whose path is not ASCII.
+ifneq ($(filter C POSIX,$(LC_ALL)),)
+export LC_ALL := C.UTF-8
+endif
 
 .PHONY: demo test test-slow check generate revision release matrix benchmark clean dev embedded python
 
