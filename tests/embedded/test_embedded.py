@@ -16,7 +16,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url
@@ -701,3 +702,39 @@ def test_start_by_root_refuses_directory_closed_to_server_account(closed_home: P
         embedded.start(closed_home / "state")
     assert problem(error).code == "embedded-folder-unusable"
     assert problem(error).object == str(closed_home / "state")
+
+
+@pytest.mark.parametrize(
+    ("minor", "soabi", "found"),
+    [
+        (15, "cpython-315-x86_64-linux-gnu", "CPython 3.15"),
+        (13, "cpython-313-x86_64-linux-musl", "Linux with musl"),
+        (13, "cpython-313-ppc64le-linux-gnu", "linux ppc64le"),
+    ],
+)
+def test_start_where_no_wheel_exists_names_reason_instead_of_pip(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    minor: int,
+    soabi: str,
+    found: str,
+) -> None:
+    names = {"version_info": VersionInfo(3, minor), "platform": "linux"}
+    python = SimpleNamespace(**names, implementation=SimpleNamespace(name="cpython"))
+    monkeypatch.setattr(binaries, "sys", python)
+    monkeypatch.setattr(binaries.platform, "machine", lambda: soabi.split("-")[2])
+    monkeypatch.setattr(binaries.sysconfig, "get_config_vars", lambda *_: [soabi, None])
+    monkeypatch.setattr(binaries.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EmbeddedError) as error:
+        embedded.start(directory)
+    assert problem(error).code == "embedded-not-available"
+    assert problem(error).found == found
+    assert problem(error).fix == ()
+    assert "DATABASE_URL" in str(problem(error).advice)
+
+
+class VersionInfo(NamedTuple):
+    """The part of sys.version_info that is read."""
+
+    major: int
+    minor: int
