@@ -22,6 +22,7 @@ from langfuse_schema.testing import as_user
 from tests.helpers.databases import (
     AOI,
     BEN,
+    CHECKOUT,
     SUPERUSER,
     Database,
     Outcome,
@@ -193,6 +194,16 @@ def test_table_of_app_has_link(langfuse_database_url, number):
     assert outcome.code == 0, outcome.stdout
     assert (app.folder / "migrated").read_text() == "once\n"
     assert app.left_behind() == []
+
+
+@pytest.mark.slow
+def test_documented_test_passes(tmp_path: Path) -> None:
+    page = (CHECKOUT / "docs" / "local-work.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    conftest, tests = (block for block in blocks if "langfuse_schema.testing" in block)
+    outcome = App(tmp_path, conftest, tests).pytest()
+    assert outcome.code == 0, outcome.stdout
+    assert "1 passed" in outcome.stdout
 
 
 # as_user
