@@ -13,6 +13,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 CREATED = (
+    ".langfuse-schema.removed",
     ".venv",
     ".tox",
     ".mypy_cache",

@@ -110,7 +110,7 @@ def langfuse_server_url() -> str | None:
     The user of the URL must be a superuser. The environment variable LANGFUSE_SCHEMA_TEST_URL is
     the default.
     """
-    return os.environ.get("LANGFUSE_SCHEMA_TEST_URL")
+    return os.environ.get("LANGFUSE_SCHEMA_TEST_URL") or None
 
 
 @pytest.fixture(scope="session")

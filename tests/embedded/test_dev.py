@@ -155,11 +155,9 @@ def test_dev_keeps_password_and_joins_server_with_same_port(folder: Path) -> Non
 def test_dev_refuses_port_that_another_program_uses(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        outcome = dev_command(folder, "--port", str(port), "true")
-    assert outcome.code == 2
-    assert f"error[embedded-port-taken]: the embedded PostgreSQL cannot listen on port {port}" in (
-        outcome.stderr
-    )
+        with pytest.raises(SchemaError, match=f"cannot listen on port {port}") as error:
+            embedded.open_default(folder, Opening(port))
+    assert error.value.findings[0].code == "embedded-port-taken"
     assert not (folder / ".langfuse-schema").exists()
 
 
@@ -205,6 +203,7 @@ def test_without_app_tables_refuses_database_that_has_them(folder: Path) -> None
 # --remove
 
 
+@pytest.mark.slow
 def test_remove_deletes_database_and_second_time_does_nothing(folder: Path) -> None:
     embedded.open_default(folder).close()
     printed: list[str] = []

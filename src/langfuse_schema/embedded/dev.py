@@ -7,8 +7,10 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from langfuse_schema._postgres.findings import SchemaError, finding
@@ -18,13 +20,10 @@ from langfuse_schema.embedded.opening import LOOPBACK, Opening, open_default, op
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from langfuse_schema.embedded.server import Server
 
 _BY_SIGNAL = 128  # plus its number, as in shells
-
-_REMOVE = "langfuse-schema dev --remove"
 
 LOWEST_PORT, HIGHEST_PORT = 1024, 65535
 """Lower ports are for root, and PostgreSQL does not run as root."""
@@ -75,7 +74,7 @@ def command(
     if options.remove:
         if command_line or options != Options(remove=True):
             values = {"found": "another option or a command", "expected": "nothing beside it"}
-            advice = f"Run: {_REMOVE}"
+            advice = "Run: langfuse-schema dev --remove"
             raise EmbeddedError(finding("option-invalid", "--remove", advice=advice, **values))
         remove(base, out)
         return 0
@@ -130,7 +129,18 @@ def _files(server: Server, base: Path, options: Options) -> str:
     """Return a sentence with the place of the files and the way to delete them."""
     if options.fresh:
         return f"Files: {server.directory}, deleted at the end."
-    return f"Files: {server.directory}. To delete them: cd {shlex.quote(str(base))} && {_REMOVE}"
+    command = f"cd {shlex.quote(str(base))} && {_program(base)} dev --remove"
+    return f"Files: {server.directory}. To delete them: {command}"
+
+
+def _program(base: Path) -> str:
+    """Return this program as a shell command that works in a folder."""
+    program = Path(sys.executable).with_name("langfuse-schema")
+    if shutil.which("langfuse-schema") == str(program):
+        return "langfuse-schema"
+    if not program.exists():
+        return f"{shlex.quote(sys.executable)} -m langfuse_schema"
+    return shlex.quote(str(program.relative_to(base) if base in program.parents else program))
 
 
 def run_beside(
@@ -179,8 +189,10 @@ def remove(base: Path, out: Callable[[str], None]) -> None:
     except removal.InUseError as error:
         raise EmbeddedError(finding("embedded-in-use", str(error))) from error
     except PermissionError as error:
-        folder = shlex.quote(str(base))
-        refused = finding("embedded-not-removed", str(base), cause=str(error), folder=folder)
+        folder, python = shlex.quote(str(base)), shlex.quote(sys.executable)
+        command = f"cd {folder} && sudo {python} -m langfuse_schema dev --remove"
+        values = {"cause": str(error), "fix": [command]}
+        refused = finding("embedded-not-removed", str(base), **values)
         raise EmbeddedError(refused) from error
     for directory in removed:
         out(f"Deleted {directory}")

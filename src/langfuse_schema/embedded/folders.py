@@ -147,11 +147,16 @@ def create_directory(directory: Path, account: Account | None) -> None:
         EmbeddedError: another user owns it, or the account cannot enter it.
         OSError: it cannot be created.
     """
+    mode = 0o700 if account is None else 0o711
     if directory.parent == shared_folder():
+        ensure_owned(directory.parent, 0o711)
+        with contextlib.suppress(FileNotFoundError):
+            # Another process deletes the parent when it is empty, which can be at this moment.
+            ensure_owned(directory, mode)
         ensure_owned(directory.parent, 0o711)
     else:
         directory.parent.mkdir(parents=True, exist_ok=True)
-    ensure_owned(directory, 0o700 if account is None else 0o711)
+    ensure_owned(directory, mode)
     if account is not None and not can_enter(directory, account):
         found = "a folder below one that is closed to other users"
         expected = "a folder that the user `nobody` can enter, because PostgreSQL refuses root"

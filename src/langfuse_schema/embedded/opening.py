@@ -102,7 +102,7 @@ def _free_port(directory: Path, port: int) -> int:
     Raises:
         EmbeddedError: another program listens on it.
     """
-    if (directory / "server.json").exists():
+    if port != 0 and (directory / "server.json").exists():
         return port  # the running server keeps its own, which can be this one
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         # PostgreSQL sets it, too: a port whose last connection was closed a moment ago is free.
@@ -129,7 +129,7 @@ def _password(server: Server) -> str:
     with engine.begin() as connection:
         # Two programs can start at the same moment.
         connection.execute(text("LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE"))
-        if not path.exists():
+        if not (path.exists() and path.read_text(encoding="utf-8")):
             path.touch(mode=0o600)
             path.write_text(secrets.token_hex(16), encoding="utf-8")
         password = path.read_text(encoding="utf-8")

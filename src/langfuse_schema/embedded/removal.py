@@ -5,6 +5,7 @@ It imports only the standard library, because `make clean` runs it without insta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -93,6 +94,9 @@ def remove_directory(directory: Path) -> None:
         directory.rename(removed)
         shutil.rmtree(removed)
         shutil.rmtree(short_socket_folder(directory, status.st_uid), ignore_errors=True)
+        if directory.parent == shared_folder():
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()  # if nothing else is in it
     finally:
         for lock in locks:
             os.close(lock)

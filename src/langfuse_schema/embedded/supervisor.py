@@ -102,6 +102,9 @@ def run(options: ServerOptions, lock: int) -> None:
         # Renamed first: a process that waits could create a file in it while it is deleted.
         removed = directory.rename(directory.with_name(f"{directory.name}.removed"))
         shutil.rmtree(removed, ignore_errors=True)
+        if directory.parent.name == "langfuse-schema-root":
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()  # if nothing else is in it
 
 
 def _stop_previous_server(options: ServerOptions, data: Path, server_lock: int) -> None:
