@@ -17,7 +17,7 @@ demo: embedded
 
 ## test: the fast tests; -rs lists the skipped ones with their reasons
 test: dev
-	@echo "The fast tests take about DURATION."
+	@echo "The fast tests take 3 to 12 minutes on two cores (6 minutes of CPU time)."
 	$(BIN)/pytest -rs $(TESTS)
 
 ## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
