@@ -1,49 +1,76 @@
-"""Queue scores in the database, and send them to Langfuse: a job to run every minute or night.
+"""Queue scores in the database, and send them to Langfuse: a job to run every minute.
 
     pip install langfuse-schema httpx 'langfuse>=5'
     DATABASE_URL=… LANGFUSE_BASE_URL=… LANGFUSE_PUBLIC_KEY=… LANGFUSE_SECRET_KEY=… \
       python send_scores.py
 
-Nothing is lost and nothing counted twice, wherever the job is killed: a score stays pending
-until Langfuse has said yes, and sent again it is the same score, because Langfuse tells scores
-apart by id, name and the date of the timestamp, which all come from the row.
+`langfuse>=5` needs Langfuse Cloud, or a self-hosted Langfuse server from 4.59.0 on.
+
+A score stays pending until Langfuse has accepted it. If the job is killed, the next run sends the
+same score again. Langfuse identifies a score by its id, its name and the UTC date of its timestamp.
+All three come from the row, so Langfuse keeps one score.
+
+A score that fails delays itself only, and is marked failed after MAX_ATTEMPTS. An attempt counts
+only if Langfuse accepted another score right after it. So an outage marks no score failed. The
+attempts and the reasons are in the column `errors` of `langfuse_batch_runs`.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 import httpx
 import sqlalchemy as sa
 from langfuse.api import CreateScoreBatchResults, CreateScoreRequest, LangfuseAPI, ScoreDataType
-from langfuse.api.core import ApiError
+from langfuse.api.core import ApiError, RequestOptions
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from langfuse_schema import ScoreName, ScoreStatus, langfuse_batch_runs, langfuse_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+
+History = dict[UUID, tuple[int, timedelta]]
+"""The counted attempts of scores that failed before, and the time since the last failure."""
 
 score, run = langfuse_scores.c, langfuse_batch_runs.c
 
-REFUSED = (400, 404, 413, 422)
-"""Answers that are about this score, and will be the same tomorrow."""
+NAME = "send_scores"
+"""The value of `batch_name` in langfuse_batch_runs."""
 
-TROUBLES_IN_A_ROW = 3
-"""After so many scores without a yes or a no, Langfuse is given a rest until the next run."""
+REFUSED = (400, 404, 413, 422)
+"""Answers about the score itself, which do not change on another day."""
+
+GLOBAL = (401, 403, 429)
+"""Answers about the keys or the rate limit. They do not count as an attempt of the score."""
+
+DELAYS = (
+    timedelta(minutes=1),
+    timedelta(minutes=10),
+    timedelta(hours=1),
+    timedelta(hours=6),
+)
+"""The time before the second attempt and each later one."""
+
+MAX_ATTEMPTS = len(DELAYS) + 1
+
+MEMORY = timedelta(days=7)
+"""The age of the runs in which earlier attempts are looked up. It exceeds the sum of DELAYS."""
 
 
 def queue_score(
     connection: sa.Connection, trace_id: UUID, name: ScoreName, *, good: bool, comment: str = ""
 ) -> UUID:
-    """Queue a score; as the app's server, or as the user whose trace it is.
+    """Queue a new score, as the app's server or as the user whose trace it is.
 
     Arguments:
-        connection: in the transaction in which the app learns of it.
+        connection: in the transaction of the app's own change.
         trace_id: of a row of langfuse_traces.
-        name: which question it answers.
+        name: the question that the score answers.
         good: the answer.
         comment: in the user's own words.
 
@@ -57,77 +84,257 @@ def queue_score(
     return score_id
 
 
+def queue_vote(
+    connection: sa.Connection, trace_id: UUID, name: ScoreName, *, good: bool, comment: str = ""
+) -> UUID:
+    """Queue the user's vote on a trace. A changed vote replaces the earlier one, in Langfuse too.
+
+    The id is stable: it is derived from the trace and the name. `created_at` stays, too, because
+    its date is part of the identity in Langfuse. Only the app's server can call this: users have
+    no privilege to update scores. It waits while a job sends this score, for up to two timeouts.
+
+    Arguments:
+        connection: in the transaction of the app's own change.
+        trace_id: of a row of langfuse_traces.
+        name: the question that the vote answers.
+        good: the answer.
+        comment: in the user's own words.
+
+    Returns:
+        The id of the score, here and in Langfuse.
+    """
+    vote = {"value": int(good), "comment": comment}
+    new = insert(langfuse_scores).values(
+        id=uuid5(trace_id, name.value), trace_id=trace_id, score_name=name.value, **vote
+    )
+    again = {"status": ScoreStatus.PENDING.value, "sent_at": None}
+    queued = new.on_conflict_do_update(index_elements=[score.id], set_=vote | again)
+    score_id: UUID = connection.execute(queued.returning(score.id)).scalar_one()
+    return score_id
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """The state of the queue.
+
+    Attributes:
+        pending: the number of scores that are not yet sent.
+        oldest_age: of the oldest pending score, or None.
+        failed: the number of scores that are not sent again.
+    """
+
+    pending: int
+    oldest_age: timedelta | None
+    failed: int
+
+
+def backlog(connection: sa.Connection) -> Backlog:
+    """Return the state of the queue, for monitoring. Alert on `oldest_age` and `failed`."""
+    is_pending = score.status == sa.literal_column("'pending'")
+    oldest = sa.select(sa.func.now() - sa.func.min(score.created_at)).where(is_pending)
+    number = sa.select(sa.func.count()).select_from(langfuse_scores)
+    failed = number.where(score.status == ScoreStatus.FAILED.value)
+    columns = [part.scalar_subquery() for part in (number.where(is_pending), oldest, failed)]
+    return Backlog(*connection.execute(sa.select(*columns)).one())
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What became of a score: SENT, FAILED, or PENDING, to be tried again in another run."""
+    """The result for a score: SENT, FAILED, or PENDING, which is tried again in a later run."""
 
     score_id: UUID
     status: ScoreStatus
     problem: str | None = None
+    counts: bool = True
+
+
+@dataclass
+class Run:
+    """A run of the job, recorded in a row of langfuse_batch_runs.
+
+    Attributes:
+        api: Langfuse's own client.
+        timeout: the longest wait for an answer, in seconds.
+        history: of the scores that failed in earlier runs.
+        id: of the row.
+        problems: the content of its column `errors`.
+    """
+
+    api: LangfuseAPI
+    timeout: int
+    history: History
+    id: UUID = field(default_factory=uuid4)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+    def attempt(self, score_id: UUID) -> int:
+        """Return the number of an attempt in this run."""
+        return self.history.get(score_id, (0, timedelta()))[0] + 1
+
+    def is_due(self, score_id: UUID) -> bool:
+        """Return whether the delay of a score that failed before is over."""
+        number, since = self.history[score_id]
+        return number == 0 or since >= DELAYS[min(number, len(DELAYS)) - 1]
 
 
 def send_pending(
     engine: sa.Engine, api: LangfuseAPI, *, batch: int = 20, timeout: int = 10
 ) -> UUID:
-    """Send what is pending, oldest first; several jobs side by side share the work.
+    """Send the pending scores, oldest first. Several jobs can run at the same time.
 
     Arguments:
         engine: of the server's own role.
         api: Langfuse's own client.
-        batch: how many scores one transaction holds: what a kill lets go to be sent again.
-        timeout: how long to wait for an answer, in seconds.
+        batch: the number of scores in one transaction. If the job is killed, they are sent again.
+        timeout: the longest wait for an answer, in seconds.
 
     Returns:
-        The id of the row of langfuse_batch_runs, which says how it went.
+        The id of the row of langfuse_batch_runs, with the result of the run.
     """
-    run_id = uuid4()
     with engine.begin() as connection:
-        new = {"id": run_id, "batch_name": "send_scores", "started_at": sa.func.now()}
+        current = Run(api, timeout, attempts(connection))
+        new = {"id": current.id, "batch_name": NAME, "started_at": sa.func.now()}
         connection.execute(sa.insert(langfuse_batch_runs).values(new))
-    last: sa.Row[Any] | None = None
-    problems: list[dict[str, str]] = []
-    troubles = 0
-    while troubles < TROUBLES_IN_A_ROW:
+    works = send_new(engine, current, batch)
+    for score_id in filter(current.is_due, current.history):
+        if not works:
+            break
         with engine.begin() as connection:
-            rows = claim(connection, batch, after=last)
-            if not rows:
-                break
-            answers = []
-            for row in rows:
-                answers.append(send(api, row, timeout))
-                pending = answers[-1].status is ScoreStatus.PENDING
-                troubles = troubles + 1 if pending else 0
-                if troubles == TROUBLES_IN_A_ROW:
-                    break
-            last = rows[len(answers) - 1]
-            problems += [
-                {"score": str(answer.score_id), "problem": answer.problem}
-                for answer in answers
-                if answer.problem
-            ]
-            mark(connection, run_id, answers, problems)
+            _, works = send_rows(connection, current, claim(connection, 1, only=score_id))
     with engine.begin() as connection:
-        ended = sa.update(langfuse_batch_runs).where(run.id == run_id)
+        ended = sa.update(langfuse_batch_runs).where(run.id == current.id)
         connection.execute(ended.values(completed_at=sa.func.now()))
-    return run_id
+    return current.id
+
+
+def send_new(engine: sa.Engine, current: Run, batch: int) -> bool:
+    """Send the scores that have not failed before. Return False if Langfuse is down."""
+    last: sa.Row[Any] | None = None
+    while True:
+        with engine.begin() as connection:
+            rows = claim(connection, batch, after=last, skip=current.history)
+            if not rows:
+                return True
+            number, works = send_rows(connection, current, rows)
+        if not works:
+            return False
+        last = rows[number - 1]
+
+
+def send_rows(
+    connection: sa.Connection, current: Run, rows: Sequence[sa.Row[Any]]
+) -> tuple[int, bool]:
+    """Send scores up to the first one that gets no answer, and mark them.
+
+    Stopping there keeps the row locks short: a server that does not answer costs two timeouts.
+
+    Returns:
+        The number of tried scores, and False if Langfuse is down.
+    """
+    answers: list[Answer] = []
+    for row in rows:
+        answers.append(send(current, row))
+        if answers[-1].status is ScoreStatus.PENDING:
+            break
+    tried, works = len(answers), True
+    if tried and answers[-1].status is ScoreStatus.PENDING:
+        works, probe = probe_langfuse(connection, current, rows[tried - 1])
+        answers[-1] = counted(current, answers[-1], works=works)
+        answers += [probe] if probe else []
+    mark(connection, current, answers)
+    return tried, works
+
+
+def probe_langfuse(
+    connection: sa.Connection, current: Run, failed: sa.Row[Any]
+) -> tuple[bool, Answer | None]:
+    """Send another score, to find out whether Langfuse works.
+
+    It is the score that was sent last: the same score again changes nothing in Langfuse. Before
+    the first success it is the newest pending score.
+
+    Returns:
+        Whether Langfuse works, and the answer if it is that of a pending score.
+    """
+    others = sa.select(langfuse_scores).where(score.id != failed.id).limit(1)
+    others = others.with_for_update(skip_locked=True)
+    sent = others.where(score.status == ScoreStatus.SENT.value).order_by(score.sent_at.desc())
+    row = connection.execute(sent).first()
+    if row is None:
+        pending = others.where(score.status == sa.literal_column("'pending'"))
+        row = connection.execute(pending.order_by(score.created_at.desc(), score.id.desc())).first()
+    if row is None:
+        return False, None
+    answer = send(current, row)
+    works = answer.status is not ScoreStatus.PENDING
+    return works, answer if works and row.status == ScoreStatus.PENDING.value else None
+
+
+def attempts(connection: sa.Connection) -> History:
+    """Return the pending scores that failed before: the counted attempts, and the time since."""
+    problem = sa.func.jsonb_array_elements(run.errors, type_=JSONB).table_valued(
+        sa.column("value", JSONB)
+    )
+    score_id = sa.cast(problem.c.value["score"].astext, sa.Uuid)
+    failed = (
+        sa.select(
+            score_id.label("id"),
+            sa.func.max(sa.cast(problem.c.value["attempt"].astext, sa.Integer)).label("attempt"),
+            (sa.func.now() - sa.func.max(run.started_at)).label("since"),
+        )
+        .select_from(langfuse_batch_runs)
+        .join(problem, sa.true())
+        .join(langfuse_scores, score.id == score_id)
+        .where(
+            run.batch_name == NAME,
+            run.started_at > sa.func.now() - MEMORY,
+            score.status == sa.literal_column("'pending'"),
+        )
+        .group_by(score_id)
+    )
+    return {row.id: (row.attempt or 0, row.since) for row in connection.execute(failed)}
+
+
+def counted(current: Run, answer: Answer, *, works: bool) -> Answer:
+    """Return the answer of a failed score: FAILED if this was its last attempt."""
+    counts = works and answer.counts
+    failed = counts and current.attempt(answer.score_id) >= MAX_ATTEMPTS
+    return replace(
+        answer, status=ScoreStatus.FAILED if failed else ScoreStatus.PENDING, counts=counts
+    )
 
 
 def claim(
-    connection: sa.Connection, batch: int, *, after: sa.Row[Any] | None
+    connection: sa.Connection,
+    batch: int,
+    *,
+    after: sa.Row[Any] | None = None,
+    skip: Collection[UUID] = (),
+    only: UUID | None = None,
 ) -> Sequence[sa.Row[Any]]:
-    """Lock pending scores that no other job holds, past those that this run has tried."""
+    """Lock pending scores that no other job holds.
+
+    Arguments:
+        connection: in a transaction. The locks end with it, even if the job is killed.
+        batch: the largest number of scores.
+        after: the last score that this run has tried.
+        skip: scores to leave out.
+        only: the one score to lock, if it is still pending.
+    """
     # A literal, so that the partial index of the queue serves a prepared statement too.
     pending = sa.select(langfuse_scores).where(score.status == sa.literal_column("'pending'"))
     if after is not None:
         tried = sa.tuple_(sa.literal(after.created_at), sa.literal(after.id))
         pending = pending.where(sa.tuple_(score.created_at, score.id) > tried)
+    if skip:
+        pending = pending.where(score.id.not_in(skip))
+    if only is not None:
+        pending = pending.where(score.id == only)
     oldest = pending.order_by(score.created_at, score.id).limit(batch)
-    # The locks end with the transaction, also where the job is killed.
     return connection.execute(oldest.with_for_update(skip_locked=True)).all()
 
 
-def send(api: LangfuseAPI, row: sa.Row[Any], timeout: int) -> Answer:
-    """Send one score by itself: the answer to several does not say which was refused."""
+def send(current: Run, row: sa.Row[Any]) -> Answer:
+    """Send one score by itself: the answer to several does not name the refused one."""
     request = CreateScoreRequest(
         id=str(row.id),
         name=row.score_name,
@@ -140,14 +347,14 @@ def send(api: LangfuseAPI, row: sa.Row[Any], timeout: int) -> Answer:
         metadata=row.metadata if isinstance(row.metadata, dict) else {"metadata": row.metadata},
     )
     try:
-        # The queue is the retry; waiting for one here would keep the rows locked.
-        answer = api.scores.create(
-            request=[request], request_options={"timeout_in_seconds": timeout, "max_retries": 0}
-        )
+        # The queue is the retry. Waiting for one here would keep the rows locked.
+        options: RequestOptions = {"timeout_in_seconds": current.timeout, "max_retries": 0}
+        answer = current.api.scores.create(request=[request], request_options=options)
     except ApiError as error:
         refused = error.status_code in REFUSED
         status = ScoreStatus.FAILED if refused else ScoreStatus.PENDING
-        return Answer(row.id, status, f"HTTP {error.status_code}: {error.body}")
+        problem = f"HTTP {error.status_code}: {error.body}"
+        return Answer(row.id, status, problem, counts=error.status_code not in GLOBAL)
     except httpx.HTTPError as error:
         return Answer(row.id, ScoreStatus.PENDING, f"{type(error).__name__}: {error}")
     if isinstance(answer, CreateScoreBatchResults) and answer.rejected:
@@ -156,29 +363,46 @@ def send(api: LangfuseAPI, row: sa.Row[Any], timeout: int) -> Answer:
     return Answer(row.id, ScoreStatus.SENT)
 
 
-def mark(
-    connection: sa.Connection,
-    run_id: UUID,
-    answers: Sequence[Answer],
-    problems: Sequence[dict[str, str]],
-) -> None:
-    """Note what became of the scores, and in the same transaction how the run stands."""
+def mark(connection: sa.Connection, current: Run, answers: Sequence[Answer]) -> None:
+    """Record the results of the scores, and in the same transaction those of the run."""
     for status in (ScoreStatus.SENT, ScoreStatus.FAILED):
         ids = [answer.score_id for answer in answers if answer.status is status]
+        marked = sa.update(langfuse_scores).where(
+            score.id.in_(ids), score.status == sa.literal_column("'pending'")
+        )
         sent_at = sa.func.now() if status is ScoreStatus.SENT else None
-        marked = sa.update(langfuse_scores).where(score.id.in_(ids))
-        connection.execute(marked.values(status=status.value, sent_at=sent_at))
-    sent = sum(answer.status is ScoreStatus.SENT for answer in answers)
-    standing = {"scores_sent": run.scores_sent + sent, "errors": list(problems) or sa.null()}
-    connection.execute(sa.update(langfuse_batch_runs).where(run.id == run_id).values(standing))
+        result = connection.execute(marked.values(status=status.value, sent_at=sent_at))
+        if status is ScoreStatus.SENT:
+            sent = result.rowcount
+    for answer in answers:
+        if answer.problem:
+            problem = {"score": str(answer.score_id), "problem": answer.problem}
+            counts = {"attempt": current.attempt(answer.score_id)} if answer.counts else {}
+            current.problems.append({**problem, **counts, "status": answer.status.value})
+    standing = {"scores_sent": run.scores_sent + sent, "errors": current.problems or sa.null()}
+    connection.execute(sa.update(langfuse_batch_runs).where(run.id == current.id).values(standing))
+
+
+def engine_of(database_url: str) -> sa.Engine:
+    """Return an engine for a URL as Supabase, Heroku or Prisma write it.
+
+    `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in 2.0, and no version accepts
+    `postgres://`. So the driver is named. libpq rejects the parameters of other clients.
+    """
+    url = sa.make_url(database_url).set(drivername="postgresql+psycopg2")
+    others = ["pgbouncer", "connection_limit", "pool_timeout", "schema"]
+    return sa.create_engine(url.difference_update_query(others))
 
 
 if __name__ == "__main__":
+    job_engine = engine_of(os.environ["DATABASE_URL"])
     send_pending(
-        sa.create_engine(os.environ["DATABASE_URL"]),
+        job_engine,
         LangfuseAPI(
             base_url=os.environ["LANGFUSE_BASE_URL"],
             username=os.environ["LANGFUSE_PUBLIC_KEY"],
             password=os.environ["LANGFUSE_SECRET_KEY"],
         ),
     )
+    with job_engine.connect() as job_connection:
+        print(backlog(job_connection))  # noqa: T201 - for the log of the job

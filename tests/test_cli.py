@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from langfuse_schema import cli, migrations
-from tests.helpers.databases import CORE, POLICIES, Database, Outcome, alembic, langfuse_schema, run
+from tests.helpers.databases import (
+    CHECKOUT,
+    CORE,
+    POLICIES,
+    Database,
+    Outcome,
+    alembic,
+    langfuse_schema,
+    run,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -206,6 +215,10 @@ class TestCommandLine:
         assert "Traceback" not in outcome.stderr
         assert "BrokenPipe" not in outcome.stderr
 
+    @pytest.mark.skipif(
+        not str(CHECKOUT).isascii(),
+        reason="Python does not start in the C locale if an editable install has such a path",
+    )
     def test_history_and_help_exit_0_under_c_locale(self) -> None:
         c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
         assert langfuse_schema(None, "history", **c_locale).code == 0

@@ -31,7 +31,7 @@ class NewUser:
 
     def __init__(self, account: str, home: Path) -> None:
         self.account = pwd.getpwnam(account)
-        self.clone = home / "my projects" / "langfuse-schema"
+        self.clone = home / "my projects 私の" / "langfuse-schema"
         self.home = home
         copy_checkout(self.clone)
         for path in (home, *home.rglob("*")):
@@ -56,6 +56,16 @@ class NewUser:
         assert ended.returncode == 0, ended.stdout
         return ended.stdout
 
+    def clean(self) -> None:
+        """Run `make clean`, and assert that only the files of the clone are left."""
+        shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]) / "langfuse-schema-root"
+        self.make("clean")
+        assert {path.name for path in self.clone.iterdir()} == {
+            name.partition("/")[0] for name in listed_files()
+        }
+        assert not shared.exists()
+        self.make("clean")
+
     def processes(self) -> list[str]:
         """The command lines of processes that work in the home."""
         running = subprocess.run(
@@ -64,15 +74,19 @@ class NewUser:
         return [line for line in running.splitlines() if str(self.home) in line]
 
 
-def copy_checkout(target: Path) -> None:
+def listed_files() -> list[str]:
+    """The files of the checkout that git does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    for name in listed.splitlines():
-        if (CHECKOUT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(CHECKOUT / name, target / name)
+    return [name for name in listed.splitlines() if (CHECKOUT / name).is_file()]
+
+
+def copy_checkout(target: Path) -> None:
+    for name in listed_files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, target / name)
 
 
 @pytest.fixture
@@ -80,8 +94,6 @@ def home() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-home-"))
     yield folder
     shutil.rmtree(folder)
-    for left in Path("/var/tmp").glob("langfuse-schema-*"):
-        shutil.rmtree(left)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
@@ -103,6 +115,31 @@ def test_demo_then_tests_pass_for_root_in_closed_home(home: Path) -> None:
     printed = user.make("test", f"TESTS={FAST_TESTS_OF_A_CLONE}")
     assert " passed" in printed
     assert user.processes() == []
+    user.clean()
+
+
+@needs_root
+def test_moved_checkout_works_and_its_database_moves_along(home: Path) -> None:
+    user = NewUser("root", home)
+    assert "Collecting" in user.make("demo")
+    moved = user.clone.with_name("moved")
+    user.clone.rename(moved)
+    user.clone = moved
+    printed = user.make("demo")
+    assert_demo(printed)
+    assert "Running upgrade" not in printed
+    user.clean()
+
+
+@needs_root
+def test_normal_user_after_sudo_is_told_to_clean_with_sudo(home: Path) -> None:
+    root, user = NewUser("root", home), NewUser("nobody", home)
+    root.make("demo")
+    with pytest.raises(AssertionError, match="delete it:  sudo make clean"):
+        user.make("demo")
+    with pytest.raises(AssertionError, match=r"sudo make PYTHON=.* clean"):
+        user.make("clean")
+    root.clean()
 
 
 @needs_root
@@ -112,3 +149,4 @@ def test_tests_then_demo_pass_for_normal_user(home: Path) -> None:
     assert " passed" in printed
     assert_demo(user.make("demo"))
     assert user.processes() == []
+    user.clean()

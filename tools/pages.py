@@ -193,6 +193,7 @@ def demo(history: History) -> str:
         "…",
         f"{history.head} (head)",
         ".venv/bin/langfuse-schema dev psql -c '\\dt public.*'",
+        "Files: …/langfuse-schema/.langfuse-schema. To delete them: cd …/langfuse-schema && .venv/bin/langfuse-schema dev --remove",
         "List of relations".center(width + 29).rstrip(),
         f" Schema | {'Name':^{width}} | Type  |  Owner",
         f"--------+-{'-' * width}-+-------+----------",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
-from argparse import REMAINDER, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    REMAINDER,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,14 +28,11 @@ from langfuse_schema._postgres.findings import (
     Report,
     SchemaError,
     exit_code,
-    finding,
 )
 from langfuse_schema._runtime.environment import configure_logging, interrupts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from langfuse_schema.embedded import Server
 
 _ALEMBIC_COMMANDS = (
     *(command.upgrade, command.downgrade, command.current, command.history),
@@ -86,7 +88,7 @@ _EXAMPLES_OF = {
         "export supabase/migrations --after REVISION",
         "export sql-editor --one-transaction",
     ),
-    "dev": ("dev", "dev psql -c '\\dt'"),
+    "dev": ("dev", "dev --port 0", "dev --fresh --without-app-tables", "dev psql -c '\\dt'"),
 }
 """The examples in `--help` of each command. A test runs them."""
 
@@ -162,7 +164,18 @@ class _CommandLine(CommandLine):
             nargs=REMAINDER,
             help="a command with its arguments; DATABASE_URL and libpq's variables are set for it",
         )
-        parser.set_defaults(cmd=(_dev, ["command"], []))
+        parser.add_argument(
+            "--port", type=_port, metavar="N", help="listen on 127.0.0.1; 0 for a free port"
+        )
+        flags = {
+            "fresh": "start an empty, new database, and delete it at the end",
+            "without-app-tables": "omit the built-in app tables and their rows",
+            "remove": "delete the database and its files",
+        }
+        for name, purpose in flags.items():
+            parser.add_argument(f"--{name}", action="store_true", help=purpose)
+        keywords = ["port", "fresh", "without_app_tables", "remove"]
+        parser.set_defaults(cmd=(_dev, ["command"], keywords))
 
     def _add(self, name: str, purpose: str) -> ArgumentParser:
         parser: ArgumentParser = self.subparsers.add_parser(name, help=purpose, description=purpose)
@@ -264,36 +277,18 @@ def _export(
     return 0
 
 
-def _dev(_config: Config, command_line: list[str]) -> int:
-    from langfuse_schema import embedded
+def _dev(config: Config, command_line: list[str], **options: Any) -> int:  # noqa: ANN401 - of the parser
+    from langfuse_schema.embedded import dev
 
-    base = migrations.checkout() or Path.cwd()
-    if not command_line or command_line == ["--"]:
-        embedded.dev(base, print)
-        return 0
-    with embedded.open_default(base) as server:
-        return _run_beside(server, command_line[command_line[0] == "--" :])
+    base = migrations.checkout(config) or Path.cwd()
+    out, note = (partial(print, file=file, flush=True) for file in (sys.stdout, sys.stderr))
+    return dev.command(base, command_line, dev.Options(**options), out, note)
 
 
-def _run_beside(server: Server, command_line: list[str]) -> int:
-    """Run a command with the embedded database as its default."""
-    variables = {
-        "DATABASE_URL": server.connection_string(),
-        "PGHOST": server.host,
-        "PGPORT": str(server.port),
-        "PGUSER": "postgres",
-        "PGDATABASE": "postgres",
-        "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(server.bin)]),
-    }
-    # Ctrl-C is for the command. psql, for one, continues after it.
-    former = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        program = shutil.which(command_line[0], path=variables["PATH"])
-        if program is None:
-            raise SchemaError(finding("command-missing", command_line[0]))
-        code = subprocess.run(  # noqa: S603 - running what the user typed is the purpose
-            [program, *command_line[1:]], env={**os.environ, **variables}, check=False
-        ).returncode
-        return code if code >= 0 else _BY_SIGNAL - code
-    finally:
-        signal.signal(signal.SIGINT, former)
+def _port(text: str) -> int:
+    """Parse the value of --port."""
+    from langfuse_schema.embedded.dev import HIGHEST_PORT, LOWEST_PORT
+
+    if text.isdecimal() and (int(text) == 0 or LOWEST_PORT <= int(text) <= HIGHEST_PORT):
+        return int(text)
+    raise ArgumentTypeError(f"{text!r}: expected 0, or {LOWEST_PORT} to {HIGHEST_PORT}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from configparser import InterpolationError
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy.engine import URL
+
+log = logging.getLogger("langfuse_schema")
 
 __all__ = [
     "Finding",
@@ -179,7 +182,7 @@ def target_of(config: Config) -> Target:
     connection = config.attributes.get("connection")
     if connection is not None:
         return Target.of(connection, options)
-    in_checkout = checkout()
+    in_checkout = checkout(config)
     source = configured_url(arguments, _ini_url(config), checkout=in_checkout is not None)
     if source.url is not None:
         return Target(source.url, options, source.origin)
@@ -198,16 +201,16 @@ def _ini_url(config: Config) -> str | None:
 
 @contextmanager
 def _embedded(base: Path) -> Iterator[tuple[str, URL]]:
-    from langfuse_schema import embedded
+    from langfuse_schema.embedded.opening import open_default
 
-    with embedded.open_default(base) as server:
+    with open_default(base) as server:
         yield str(server.directory), server.url()
 
 
-def checkout() -> Path | None:
-    """Return the checkout from which the package runs; None if it was installed from a wheel."""
-    folder = config_file().parent
-    return folder if folder.name != "_scripts" else None
+def checkout(config: Config) -> Path | None:
+    """Return the checkout whose alembic.ini a command uses; None for the packaged one."""
+    folder = Path(config.config_file_name or config_file()).resolve().parent
+    return folder if (folder / "src" / "langfuse_schema").is_dir() else None
 
 
 def run_environment(context: EnvironmentContext) -> None:
@@ -248,6 +251,8 @@ def run_environment(context: EnvironmentContext) -> None:
                 checks=upgrade_checks(History(context.script)),
                 **_shared_options(context),
             )
+        if has_destination(context) and target.is_default_embedded:
+            log.warning("migrated the embedded database, because DATABASE_URL is not set")
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from sqlalchemy import NullPool, create_engine, make_url
@@ -64,8 +65,8 @@ with embedded.open_default(Path(sys.argv[1])) as server:
 DEV = """
 import sys
 from pathlib import Path
-from langfuse_schema import embedded
-embedded.dev(Path(sys.argv[1]), lambda line: print(line, flush=True))
+from langfuse_schema.embedded import EmbeddedError, dev
+dev.run(Path(sys.argv[1]), lambda line: print(line, flush=True))
 """
 
 
@@ -578,8 +579,8 @@ def test_dev_reports_killed_server(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
     dev = other_programs(
-        DEV.replace("embedded.dev", "try: embedded.dev")
-        + """except embedded.EmbeddedError as error: print(error)
+        DEV.replace("dev.run", "try: dev.run")
+        + """except EmbeddedError as error: print(error)
 """,
         folder,
     )
@@ -637,7 +638,7 @@ def test_open_default_by_root_in_closed_home_uses_shared_folder(
     with embedded.open_default(closed_home) as server:
         assert server.directory.parent == shared
         assert query(server.url(), "SELECT count(*) FROM reflections") == 3
-    assert list(closed_home.iterdir()) == []
+    assert [path.name for path in closed_home.iterdir()] == [".langfuse-schema"]
     assert closed_home.stat().st_mode & 0o777 == 0o700
     assert embedded.state_directory(closed_home) == server.directory
     assert embedded.state_directory(closed_home / "other") != server.directory
@@ -701,3 +702,39 @@ def test_start_by_root_refuses_directory_closed_to_server_account(closed_home: P
         embedded.start(closed_home / "state")
     assert problem(error).code == "embedded-folder-unusable"
     assert problem(error).object == str(closed_home / "state")
+
+
+@pytest.mark.parametrize(
+    ("minor", "soabi", "found"),
+    [
+        (15, "cpython-315-x86_64-linux-gnu", "CPython 3.15"),
+        (13, "cpython-313-x86_64-linux-musl", "Linux with musl"),
+        (13, "cpython-313-ppc64le-linux-gnu", "linux ppc64le"),
+    ],
+)
+def test_start_where_no_wheel_exists_names_reason_instead_of_pip(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    minor: int,
+    soabi: str,
+    found: str,
+) -> None:
+    names = {"version_info": VersionInfo(3, minor), "platform": "linux"}
+    python = SimpleNamespace(**names, implementation=SimpleNamespace(name="cpython"))
+    monkeypatch.setattr(binaries, "sys", python)
+    monkeypatch.setattr(binaries.platform, "machine", lambda: soabi.split("-")[2])
+    monkeypatch.setattr(binaries.sysconfig, "get_config_vars", lambda *_: [soabi, None])
+    monkeypatch.setattr(binaries.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(EmbeddedError) as error:
+        embedded.start(directory)
+    assert problem(error).code == "embedded-not-available"
+    assert problem(error).found == found
+    assert problem(error).fix == ()
+    assert "DATABASE_URL" in str(problem(error).advice)
+
+
+class VersionInfo(NamedTuple):
+    """The part of sys.version_info that is read."""
+
+    major: int
+    minor: int

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -120,20 +121,135 @@ def test_send_pending_sets_status_for_each_response_of_api(
         assert entry["score"] == bad
         assert entry["problem"].startswith(problem)
     langfuse.answer = lambda _: 202
+    let_pass(engine, send_scores.DELAYS[0])
     send_scores.send_pending(engine, api(langfuse))
     if status == "pending":
         assert statuses(engine)[bad] == "sent!"
     assert len(langfuse.identities()) == len({score["id"] for score in langfuse.kept})
 
 
-def test_send_pending_stops_after_consecutive_server_errors(
+def errors_of(engine: sa.Engine, score: UUID) -> list[dict[str, Any]]:
+    """The recorded problems of a score, oldest first."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            sa.text(
+                "SELECT problem FROM langfuse_batch_runs,"
+                " jsonb_array_elements(errors) AS problem"
+                " WHERE problem->>'score' = :id ORDER BY started_at"
+            ),
+            {"id": str(score)},
+        )
+        return [row[0] for row in rows]
+
+
+def let_pass(engine: sa.Engine, age: timedelta) -> None:
+    """Make the recorded runs older."""
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE langfuse_batch_runs SET started_at = started_at - :age"), {"age": age}
+        )
+
+
+def test_three_oldest_scores_with_http_500_delay_no_other_score(
     engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    queue(engine, 8)
-    langfuse.answer = lambda _: 500
-    send_scores.send_pending(engine, api(langfuse), batch=5)
-    assert len(langfuse.received) == send_scores.TROUBLES_IN_A_ROW
+    ids = queue(engine, 20)
+    bad = {str(id_) for id_ in ids[:3]}
+    langfuse.answer = lambda score: 500 if score["id"] in bad else 202
+    run = run_of(engine, send_scores.send_pending(engine, api(langfuse), batch=5))
+    assert {id_ for id_, status in statuses(engine).items() if status == "pending"} == bad
+    assert run.scores_sent == len(langfuse.identities()) == 17
+    # Delayed, they are not sent again in the next run, and delay nothing.
+    newer = queue(engine, 2)
+    langfuse.received.clear()
+    send_scores.send_pending(engine, api(langfuse))
+    assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in newer]
+
+
+def test_score_that_always_fails_is_marked_failed_with_reason_after_its_attempts(
+    engine: sa.Engine, langfuse: LangfuseStub
+) -> None:
+    bad, good = queue(engine, 2)
+    langfuse.answer = lambda score: 500 if score["id"] == str(bad) else 202
+    for number, delay in enumerate([*send_scores.DELAYS, timedelta()], 1):
+        send_scores.send_pending(engine, api(langfuse))
+        assert len(errors_of(engine, bad)) == number
+        send_scores.send_pending(engine, api(langfuse))
+        assert len(errors_of(engine, bad)) == number, "the delay is not over"
+        let_pass(engine, delay)
+    assert statuses(engine) == {str(bad): "failed", str(good): "sent!"}
+    errors = errors_of(engine, bad)
+    assert [error["attempt"] for error in errors] == [1, 2, 3, 4, 5]
+    assert errors[-1]["status"] == "failed"
+    assert errors[-1]["problem"].startswith("HTTP 500")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", [500, 401])
+def test_outage_marks_no_score_failed_and_costs_few_calls(
+    engine: sa.Engine, langfuse: LangfuseStub, answer: int | str
+) -> None:
+    queue(engine, 1)
+    send_scores.send_pending(engine, api(langfuse))
+    ids = queue(engine, 8)
+    langfuse.received.clear()
+    langfuse.answer = lambda _: answer
+    for _ in range(send_scores.MAX_ATTEMPTS + 1):
+        send_scores.send_pending(engine, api(langfuse), batch=5)
+        let_pass(engine, timedelta(hours=7))
+    assert len(langfuse.received) == 2 * (send_scores.MAX_ATTEMPTS + 1)
+    assert set(statuses(engine).values()) == {"pending", "sent!"}
+    langfuse.answer = lambda _: 202
+    send_scores.send_pending(engine, api(langfuse))
+    assert set(statuses(engine).values()) == {"sent!"}
+    assert {score["id"] for score in langfuse.kept} >= {str(id_) for id_ in ids}
+
+
+def test_unreachable_langfuse_marks_no_score_failed(engine: sa.Engine) -> None:
+    queue(engine, 3)
+    nowhere = LangfuseAPI(base_url="http://127.0.0.1:1", username="public", password="secret")
+    for _ in range(send_scores.MAX_ATTEMPTS + 1):
+        run = run_of(engine, send_scores.send_pending(engine, nowhere))
+        let_pass(engine, timedelta(hours=7))
+    assert run.completed_at is not None
+    assert run.errors[0]["problem"].startswith("ConnectError")
     assert set(statuses(engine).values()) == {"pending"}
+
+
+def test_changed_vote_replaces_earlier_score(engine: sa.Engine, langfuse: LangfuseStub) -> None:
+    trace = UUID(TRACE.format(1))
+    for good in (True, False):
+        with engine.begin() as connection:
+            send_scores.queue_vote(connection, trace, ScoreName.USER_FEEDBACK, good=good)
+        send_scores.send_pending(engine, api(langfuse))
+    assert [score["value"] for score in langfuse.received] == [1, 0]
+    assert len(langfuse.identities()) == 1
+    assert list(statuses(engine).values()) == ["sent!"]
+
+
+def test_backlog_counts_pending_and_failed_scores(
+    engine: sa.Engine, langfuse: LangfuseStub
+) -> None:
+    with engine.connect() as connection:
+        assert send_scores.backlog(connection) == send_scores.Backlog(0, None, 0)
+    bad, *_ = queue(engine, 3)
+    langfuse.answer = lambda score: 400 if score["id"] == str(bad) else 401
+    send_scores.send_pending(engine, api(langfuse))
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE langfuse_scores SET created_at = now() - interval '1h'"))
+        found = send_scores.backlog(connection)
+    assert found == send_scores.Backlog(2, timedelta(hours=1), 1)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_engine_of_accepts_urls_of_supabase_and_prisma(database: Database, scheme: str) -> None:
+    url = database.url.set(drivername=scheme).update_query_dict(
+        {"pgbouncer": "true", "connection_limit": "1", "pool_timeout": "9", "schema": "public"}
+    )
+    engine = send_scores.engine_of(url.render_as_string(hide_password=False))
+    with engine.connect() as connection:
+        assert connection.scalar(sa.text("SELECT 1")) == 1
+    engine.dispose()
 
 
 def test_send_pending_sends_metadata_of_any_json_type(

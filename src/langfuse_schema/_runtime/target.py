@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("langfuse_schema")
 
+_NOT_CONFIGURED = "nothing configured"
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -62,6 +64,11 @@ class Target:
             return cls(database, options or Options())
         cause = f"expected a URL or an engine, found {type(database).__name__}"
         raise SchemaError(finding("url-missing", "the database", cause=cause, example=EXAMPLE))
+
+    @property
+    def is_default_embedded(self) -> bool:
+        """Whether it is the embedded database because nothing is configured."""
+        return isinstance(self.database, Embedded) and self.database.origin == _NOT_CONFIGURED
 
     @contextmanager
     def connect(self, *, only_reading: bool = False) -> Iterator[sa.Connection]:
@@ -135,7 +142,7 @@ def configured_url(
         if url is not None:
             return Configured(parse_url(url, origin), origin)
     if checkout:
-        return Configured(None, "nothing configured")
+        return Configured(None, _NOT_CONFIGURED)
     cause = "DATABASE_URL, -x url and sqlalchemy.url are not set"
     raise SchemaError(finding("url-missing", "DATABASE_URL", cause=cause, example=EXAMPLE))
 

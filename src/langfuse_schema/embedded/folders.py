@@ -7,22 +7,24 @@ cannot enter the usual home of root. Then the files of the server are in a folde
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 import os
 import shlex
 import stat
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from langfuse_schema._postgres.findings import SchemaError, finding
+from langfuse_schema.embedded import location
+from langfuse_schema.embedded.location import STATE, shared_folder
 from langfuse_schema.embedded.supervisor import PORT
 
 if sys.platform != "win32":
     import pwd
 
-SOCKET_PARENT = Path("/tmp")  # noqa: S108 - the supervisor checks the owner of the folder in it
-
+log = logging.getLogger("langfuse_schema")
 _SOCKET_PATH_BYTES = 100  # sun_path ends at 107 on Linux and 103 on macOS
 
 
@@ -82,33 +84,56 @@ def is_permitted(path: Path, account: Account, bit: int) -> bool:
     return bool(status.st_mode & bit)
 
 
-def shared_folder() -> Path:
-    """Return the folder that every user can enter, for root in a closed home.
-
-    `ensure_owned` checks its owner. LANGFUSE_SCHEMA_SHARED_FOLDER replaces the parent /var/tmp,
-    which some machines mount without the permission to execute.
-    """
-    parent = os.environ.get("LANGFUSE_SCHEMA_SHARED_FOLDER", "/var/tmp")  # noqa: S108
-    return Path(parent) / "langfuse-schema-root"
-
-
 def state_directory(base: Path) -> Path:
     """Return the folder for the state of an embedded database.
 
     It is `.langfuse-schema` in `base`. For root in a home that is closed to other users it is a
-    folder below /var/tmp, because the account of the server cannot enter the home.
+    folder below /var/tmp, because the account of the server cannot enter the home. Then
+    `.langfuse-schema` records its name, and the first call creates the record.
 
     Arguments:
         base: the checkout or working directory.
 
     Raises:
-        EmbeddedError: see `server_account`.
+        EmbeddedError: see `server_account`, or the record cannot be written.
     """
     base = base.resolve()
     account = server_account()
-    if account is None or can_enter(base, account):
-        return (base / ".langfuse-schema").resolve()
-    return shared_folder() / f"state-{digest(base)}"
+    if account is None:
+        return (base / STATE).resolve()
+    pointed = location.pointed_directory(base)
+    if pointed is None and can_enter(base, account):
+        return (base / STATE).resolve()
+    try:
+        return pointed or _new_shared_directory(base)
+    except OSError as error:
+        values = {"cause": str(error), "expected": "a folder that can be written to"}
+        raise unusable(base / STATE, "Use another folder.", **values) from error
+
+
+def _new_shared_directory(base: Path) -> Path:
+    ensure_owned(shared_folder(), 0o711)
+    directory = location.create_pointer(base)
+    ensure_owned(directory, 0o711)
+    location.record_origin(directory, base)
+    for orphan in location.orphans(base):
+        command = shlex.join(["rm", "-rf", str(orphan)])
+        log.warning("a former checkout at this path left a database; to delete it: %s", command)
+    return directory
+
+
+def temporary_directory(name: str) -> Path:
+    """Return the path for the state of a server whose files are deleted at its end.
+
+    Arguments:
+        name: unpredictable, because the folder can be in /tmp.
+
+    Raises:
+        EmbeddedError: see `server_account`.
+    """
+    if server_account() is None:
+        return Path(tempfile.gettempdir()).resolve() / f"langfuse-schema-{name}"
+    return shared_folder() / name
 
 
 def create_directory(directory: Path, account: Account | None) -> None:
@@ -122,11 +147,16 @@ def create_directory(directory: Path, account: Account | None) -> None:
         EmbeddedError: another user owns it, or the account cannot enter it.
         OSError: it cannot be created.
     """
+    mode = 0o700 if account is None else 0o711
     if directory.parent == shared_folder():
+        ensure_owned(directory.parent, 0o711)
+        with contextlib.suppress(FileNotFoundError):
+            # Another process deletes the parent when it is empty, which can be at this moment.
+            ensure_owned(directory, mode)
         ensure_owned(directory.parent, 0o711)
     else:
         directory.parent.mkdir(parents=True, exist_ok=True)
-    ensure_owned(directory, 0o700 if account is None else 0o711)
+    ensure_owned(directory, mode)
     if account is not None and not can_enter(directory, account):
         found = "a folder below one that is closed to other users"
         expected = "a folder that the user `nobody` can enter, because PostgreSQL refuses root"
@@ -145,6 +175,17 @@ def check_version(directory: Path, version: int) -> None:
             raise EmbeddedError(finding("embedded-version-differs", str(directory), **values))
 
 
+def check_user(directory: Path) -> None:
+    """Raise EmbeddedError if initdb would have to create data for a user without a name."""
+    if os.geteuid() == 0 or (directory / "data").exists():
+        return
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        nameless = finding("embedded-without-user", str(os.geteuid()), group=os.getegid())
+        raise EmbeddedError(nameless) from None
+
+
 def socket_folder(directory: Path) -> Path:
     """Return the folder of the socket: in the server's folder, or a short one in /tmp.
 
@@ -159,7 +200,7 @@ def socket_folder(directory: Path) -> Path:
         and not set(path) & set(',:"')
     ):
         return folder
-    return SOCKET_PARENT / f"langfuse-schema-{os.geteuid()}-{digest(directory)}"
+    return location.short_socket_folder(directory, os.geteuid())
 
 
 def ensure_owned(folder: Path, mode: int) -> None:
@@ -185,8 +226,3 @@ def ensure_owned(folder: Path, mode: int) -> None:
 def unusable(folder: Path, advice: str, **values: str) -> EmbeddedError:
     """Return the error of a folder, with an advice and other values of `finding`."""
     return EmbeddedError(finding("embedded-folder-unusable", str(folder), advice=advice, **values))
-
-
-def digest(path: Path) -> str:
-    """Return a short name that is always the same for a path, and differs for another."""
-    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]

@@ -23,7 +23,7 @@ from sqlalchemy.engine import URL
 from langfuse_schema._postgres.findings import finding
 from langfuse_schema.embedded import binaries, folders, supervisor
 from langfuse_schema.embedded.folders import EmbeddedError
-from langfuse_schema.embedded.supervisor import open_lock, try_lock, wait_until
+from langfuse_schema.embedded.supervisor import POLL_SECONDS, open_lock, try_lock, wait_until
 
 if sys.platform != "win32":
     import fcntl
@@ -38,7 +38,6 @@ _START_SECONDS = 120.0  # of initdb on a slow, busy machine; a failure ends the 
 _STOP_SECONDS = 70.0  # more than the limit in the supervisor
 _ANSWER_SECONDS = 10.0  # only a server with a full queue of connections needs time to answer
 _LOG_CHARACTERS = 2000  # the end of the log in a message
-_POLL_SECONDS = 0.005
 
 
 class Server:
@@ -48,9 +47,11 @@ class Server:
 
     Attributes:
         host: the folder of the server's Unix socket.
-        port: the number in the name of the socket file.
+        port: the number in the name of the socket file, and the TCP port of a server that listens.
+        listens: whether the server listens on 127.0.0.1, too.
         bin: the folder with psql, pg_dump, pgbench and initdb.
         directory: the folder of the server's state.
+        password: of the default role over TCP. With it, URLs are for TCP instead of the socket.
         on_close: callbacks for `close()`.
     """
 
@@ -67,6 +68,8 @@ class Server:
         self.bin = programs
         self.host = str(announcement["host"])
         self.port = int(str(announcement["port"]))
+        self.listens = bool(announcement["listens"])
+        self.password: str | None = None
         self._users: int | None = users
         self._announcement = announcement  # the content of server.json
         self._child = child  # the supervisor, if this process started it
@@ -79,6 +82,8 @@ class Server:
 
     def connection_string(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return the URL for psql and DATABASE_URL."""
+        if self.password is not None:
+            return f"postgresql://{user}:{self.password}@127.0.0.1:{self.port}/{database}"
         url = self.url(database, user).set(drivername="postgresql")
         # SQLAlchemy writes a space as "+", which libpq reads as a plus.
         return url.render_as_string(hide_password=False).replace("+", "%20")
@@ -147,6 +152,7 @@ def start(
     version: int = 18,
     settings: Mapping[str, str] | None = None,
     host_based_authentication: Sequence[str] = (),
+    temporary: bool = False,
 ) -> Server:
     """Start the server of a folder, or join the one that runs there.
 
@@ -158,6 +164,7 @@ def start(
         version: the major version of PostgreSQL, 18 or 16. Existing data must have this version.
         settings: added to those of postgresql.conf.
         host_based_authentication: lines of pg_hba.conf before the one that trusts every role.
+        temporary: whether the folder is deleted when the server has stopped.
 
     Raises:
         EmbeddedError: PostgreSQL is not installed in this version, could not use the folder, or
@@ -168,6 +175,7 @@ def start(
         programs = binaries.locate(version, account)
         folders.create_directory(directory, account)
         folders.check_version(directory, version)
+        folders.check_user(directory)
         options = supervisor.ServerOptions(
             directory=str(directory),
             binaries=str(programs),
@@ -176,6 +184,7 @@ def start(
             locale=binaries.locale_options(version),
             settings=dict(settings or {}),
             host_based_authentication=tuple(host_based_authentication),
+            temporary=temporary,
         )
         return _use(directory, options)
     except OSError as error:
@@ -219,7 +228,7 @@ def _join_or_start(
         finally:
             # A supervisor that inherited the lock still holds it.
             os.close(lock)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     _detach(child)
     raise _failure(directory, f"was not ready within {_START_SECONDS:.0f} s")
 

@@ -31,10 +31,10 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-PORT = 5432  # part of the socket's file name; the server does not listen on a network
+PORT = 5432  # part of the socket's file name; by default the server does not listen on a network
+POLL_SECONDS = 0.005
 
 _STOP_SECONDS = 60.0  # a fast shutdown first writes a checkpoint
-_POLL_SECONDS = 0.005
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -48,6 +48,7 @@ class ServerOptions(NamedTuple):
     locale: Sequence[str]  # options of initdb
     settings: Mapping[str, str]
     host_based_authentication: Sequence[str]
+    temporary: bool  # whether the directory is deleted at the end
 
 
 class SupervisorError(Exception):
@@ -97,6 +98,13 @@ def run(options: ServerOptions, lock: int) -> None:
         _serve(options, data, server)
     finally:
         _clean_up(options, directory, data)
+    if options.temporary:
+        # Renamed first: a process that waits could create a file in it while it is deleted.
+        removed = directory.rename(directory.with_name(f"{directory.name}.removed"))
+        shutil.rmtree(removed, ignore_errors=True)
+        if directory.parent.name == "langfuse-schema-root":
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()  # if nothing else is in it
 
 
 def _stop_previous_server(options: ServerOptions, data: Path, server_lock: int) -> None:
@@ -189,7 +197,10 @@ def _is_ready(data: Path, process: int) -> bool:
 
 
 def _announce(options: ServerOptions, directory: Path) -> None:
-    announcement = {"host": options.socket_folder, "port": PORT, "supervisor": os.getpid()}
+    port = int(options.settings.get("port", PORT))
+    listens = bool(options.settings.get("listen_addresses"))
+    announcement = {"host": options.socket_folder, "port": port, "supervisor": os.getpid()}
+    announcement["listens"] = listens
     unfinished = directory / "server.json.new"
     unfinished.write_text(json.dumps(announcement))
     unfinished.rename(directory / "server.json")
@@ -276,7 +287,7 @@ def wait_until(condition: Callable[[], bool], seconds: float | None) -> bool:
     while not condition():
         if deadline is not None and time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return True
 
 

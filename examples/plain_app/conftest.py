@@ -1,0 +1,7 @@
+"""Each test gets a migrated database.
+
+pip install pytest "langfuse-schema[embedded]"
+pytest
+"""
+
+pytest_plugins = ["langfuse_schema.testing"]

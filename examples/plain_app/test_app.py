@@ -1,0 +1,46 @@
+"""The tests of the app."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from app import connect, vote
+from sqlalchemy import Connection
+
+from langfuse_schema import EntityType, langfuse_scores, langfuse_traces
+from langfuse_schema.testing import as_user
+
+
+@pytest.fixture
+def connection(langfuse_database_url: str):  # noqa: ANN201 - an iterator of Connection
+    """Return a connection to the database of the test."""
+    with connect(langfuse_database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def trace(connection: Connection) -> tuple[UUID, UUID]:
+    """Return the ids of a user and of a trace of this user."""
+    user, trace = uuid4(), uuid4()
+    connection.execute(sa.text("INSERT INTO auth.users (id) VALUES (:id)"), {"id": user})
+    new = {"trace_id": trace, "entity_type": EntityType.REFLECTION.value, "entity_id": uuid4()}
+    connection.execute(
+        sa.insert(langfuse_traces).values(**new, user_id=user, input="Why?", output="Because.")
+    )
+    connection.commit()
+    return user, trace
+
+
+def test_user_votes_on_own_trace(connection: Connection, trace: tuple[UUID, UUID]) -> None:
+    user, trace_id = trace
+    as_user(connection, user)
+    assert vote(connection, trace_id, good=True)
+    connection.commit()
+    assert connection.scalars(sa.select(langfuse_scores.c.value)).all() == [1]
+
+
+def test_other_user_cannot_vote(connection: Connection, trace: tuple[UUID, UUID]) -> None:
+    as_user(connection, uuid4())
+    assert not vote(connection, trace[1], good=True)

@@ -1,0 +1,368 @@
+"""`langfuse-schema dev`: ports, temporary databases, app tables, and deleting the database."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
+
+from langfuse_schema import cli, embedded
+from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema.embedded import binaries, dev, folders, location, removal
+from langfuse_schema.embedded.opening import Opening
+from tests.helpers.databases import Outcome, environment, run
+from tests.helpers.npm import QUIET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about a closed home of root")
+
+APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The parent of the shared folder, for this test alone."""
+    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
+    path.chmod(0o755)
+    monkeypatch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def folder(shared: Path) -> Path:
+    """A folder that `nobody` can enter, in which `dev` runs."""
+    path = shared / "my app"
+    path.mkdir(mode=0o755)
+    return path
+
+
+def dev_command(folder: Path, *arguments: str) -> Outcome:
+    """Run `langfuse-schema dev` in a folder that is no checkout."""
+    return run(sys.executable, "-c", MAIN, "dev", *arguments, cwd=folder)
+
+
+MAIN = """
+import sys
+from langfuse_schema import cli, migrations
+migrations.checkout = lambda _: None
+cli.main()
+"""
+
+
+@contextmanager
+def running_dev(folder: Path, *arguments: str) -> Iterator[list[str]]:
+    """Run `dev` until the end of the block, and yield its first lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "dev", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if line.startswith("Press Ctrl-C"):
+            break
+    try:
+        yield lines
+    finally:
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate()[0]
+    assert (printed, process.returncode) == ("Stopped.\n", 0)
+
+
+def query(url: str | sa.URL, statement: str) -> list[object]:
+    engine = sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg2"), poolclass=sa.NullPool
+    )
+    with engine.connect() as connection:
+        return list(connection.exec_driver_sql(statement).scalars())
+
+
+def test_dev_port_accepts_printed_url_and_refuses_every_other_login(folder: Path) -> None:
+    with running_dev(folder, "--port", "0", "--fresh") as lines:
+        url = sa.make_url(lines[0])
+        assert (url.host, url.username, url.database) == ("127.0.0.1", "postgres", "postgres")
+        assert query(url, "SELECT count(*) FROM reflections") == [3]
+        assert lines[0] in lines[1]
+        jdbc = f"jdbc:postgresql://127.0.0.1:{url.port}/postgres?user=postgres&password="
+        assert lines[2] == f"{jdbc}{url.password}"
+        for refused in (
+            url._replace(password=None),
+            url.set(password="wrong"),
+            url.set(username="supabase_admin"),
+            url._replace(username="supabase_admin", password=None),
+            url.set(username="anon"),
+        ):
+            with pytest.raises(OperationalError, match=r"password|pg_hba"):
+                query(refused, "SELECT 1")
+        # Only this machine can connect.
+        listening = query(url.set(username="authenticator"), "SHOW listen_addresses")
+        assert listening == ["127.0.0.1"]
+
+
+@pytest.mark.slow
+def test_fresh_dev_deletes_its_files_and_ignores_database_of_folder(folder: Path) -> None:
+    with embedded.open_default(folder) as server:
+        query(server.url(), "SELECT 1")
+        with running_dev(folder, "--fresh", "--without-app-tables") as lines:
+            files = re.fullmatch(r"Files: (.*), deleted at the end\.", lines[-2])
+            assert files is not None
+            assert Path(files[1]).is_dir()
+            tables = "SELECT tablename FROM pg_tables WHERE schemaname IN ('public', 'auth')"
+            assert query(lines[0], tables) == ["users"]
+            assert query(lines[0], "SELECT count(*) FROM auth.users") == [0]
+        assert not Path(files[1]).exists()
+        assert query(server.url(), "SELECT count(*) FROM reflections") == [3]
+
+
+@pytest.mark.slow
+def test_dev_keeps_password_and_joins_server_with_same_port(folder: Path) -> None:
+    with embedded.open_default(folder, Opening(port=0)) as first:
+        url = first.connection_string()
+        with embedded.open_default(folder, Opening(port=0)) as second:
+            assert second.connection_string() == url
+        with pytest.raises(SchemaError, match=rf"listens on port {first.port}"):
+            embedded.open_default(folder, Opening(port=1024 + (first.port == 1024)))
+        secret = first.directory / "password"
+        assert secret.stat().st_mode & 0o777 == 0o600
+    with embedded.open_default(folder) as third:
+        with pytest.raises(SchemaError, match="it does not listen"):
+            embedded.open_default(folder, Opening(port=0))
+        assert third.connection_string().startswith("postgresql://postgres@/")
+
+
+def test_dev_refuses_port_that_another_program_uses(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SchemaError, match=f"cannot listen on port {port}") as error:
+            embedded.open_default(folder, Opening(port))
+    assert error.value.findings[0].code == "embedded-port-taken"
+    assert not (folder / ".langfuse-schema").exists()
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "80", "65536"])
+def test_dev_refuses_port_that_cannot_be_used(
+    port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["dev", f"--port={port}"])
+    assert "expected 0, or 1024 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_dev_passes_database_to_command(folder: Path) -> None:
+    show = (
+        "import os, psycopg; print(psycopg.connect('').execute('SELECT inet_server_port()')"
+        ".fetchone()[0], os.environ['DATABASE_URL'])"
+    )
+    outcome = dev_command(folder, "--fresh", "--port", "0", "--", sys.executable, "-c", show)
+    assert outcome.code == 0, outcome.stderr
+    port, url = outcome.stdout.split()
+    assert f"@127.0.0.1:{port}/" in url
+    assert re.search(r"^Files: .*, deleted at the end\.$", outcome.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_without_app_tables_refuses_database_that_has_them(folder: Path) -> None:
+    without = Opening(app_tables=False)
+    with embedded.open_default(folder, without) as server:
+        query(server.url(), "SELECT 1")
+    # The app creates its own table of the name; the database stays one without built-in tables.
+    with embedded.open_default(folder) as server:
+        engine = sa.create_engine(server.url(), poolclass=sa.NullPool)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE reflections (id int)")
+    embedded.open_default(folder, without).close()
+    removal.remove(folder)
+    embedded.open_default(folder).close()
+    with pytest.raises(SchemaError, match="has the built-in app tables"):
+        embedded.open_default(folder, without)
+
+
+# --remove
+
+
+@pytest.mark.slow
+def test_remove_deletes_database_and_second_time_does_nothing(folder: Path) -> None:
+    embedded.open_default(folder).close()
+    printed: list[str] = []
+    dev.remove(folder, printed.append)
+    assert printed == [f"Deleted {folder / '.langfuse-schema'}"]
+    assert list(folder.iterdir()) == []
+    dev.remove(folder, printed.append)
+    assert printed[1].endswith("Nothing to do.")
+
+
+@pytest.mark.slow
+def test_remove_refuses_database_in_use_and_other_options(folder: Path) -> None:
+    with embedded.open_default(folder) as server:
+        outcome = dev_command(folder, "--remove")
+        assert outcome.code == 2
+        assert "error[embedded-in-use]" in outcome.stderr
+        assert query(server.url(), "SELECT count(*) FROM reflections") == [3]
+    assert dev_command(folder, "--remove", "--fresh").code == 2
+    assert (folder / ".langfuse-schema").exists()
+
+
+@pytest.mark.slow
+@as_root
+def test_remove_in_closed_home_deletes_shared_folder_and_copied_programs(
+    folder: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.chmod(0o700)
+    monkeypatch.setattr(binaries, "_is_usable", lambda *_: False)
+    server = embedded.open_default(folder)
+    server.close()
+    other = shared / "other"
+    other.mkdir(mode=0o700)
+    embedded.open_default(other).close()
+    root = shared / "langfuse-schema-root"
+    assert server.bin.is_relative_to(root)
+    dev.remove(folder, lambda _: None)
+    assert not server.directory.exists()
+    assert server.bin.exists()
+    dev.remove(other, lambda _: None)
+    assert not root.exists()
+    assert list(folder.iterdir()) == list(other.iterdir()) == []
+
+
+@as_root
+def test_new_clone_at_old_path_in_closed_home_gets_new_database_and_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.chmod(0o700)
+    directory = embedded.state_directory(folder)
+    assert embedded.state_directory(folder) == directory
+    assert directory.is_dir()
+    shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+    assert embedded.state_directory(folder) != directory
+    assert f"to delete it: rm -rf {directory}" in caplog.text
+    dev.remove(folder, lambda _: None)
+    assert not directory.exists()
+
+
+@as_root
+def test_moved_checkout_in_closed_home_keeps_database(folder: Path, shared: Path) -> None:
+    folder.chmod(0o700)
+    directory = embedded.state_directory(folder)
+    folder.rename(shared / "moved")
+    assert embedded.state_directory(shared / "moved") == directory
+
+
+@as_root
+def test_record_cannot_name_a_folder_outside_the_shared_folder(folder: Path, shared: Path) -> None:
+    folder.chmod(0o700)
+    (folder / location.STATE).mkdir()
+    (folder / location.STATE / "location").write_text("../../../etc\n")
+    assert embedded.state_directory(folder) == shared / "langfuse-schema-root" / "state-etc"
+
+
+@pytest.mark.slow
+@as_root
+def test_remove_by_normal_user_after_root_names_sudo(folder: Path) -> None:
+    embedded.open_default(folder).close()
+    remove = (
+        "import os, sys; os.setuid(65534); from pathlib import Path;"
+        "from langfuse_schema.embedded import removal; removal.remove(Path(sys.argv[1]))"
+    )
+    # The class is loaded by root, because a normal user cannot enter root's home.
+    loaded = f"from langfuse_schema.embedded import removal; {remove}"
+    outcome = run(sys.executable, "-c", loaded, str(folder))
+    assert "belongs to user 0" in outcome.stderr
+    assert (folder / ".langfuse-schema").exists()
+
+
+def test_user_without_passwd_entry_gets_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(folders.pwd, "getpwuid", missing)
+    monkeypatch.setattr(folders.os, "geteuid", lambda: 54321)
+    with pytest.raises(SchemaError, match="for the user 54321") as error:
+        folders.check_user(folder)
+    assert error.value.findings[0].code == "embedded-without-user"
+
+
+# Real clients
+
+POSTGRES_JS = """
+import postgres from "postgres";
+const sql = postgres(process.argv[2]);
+console.log((await sql`SELECT count(*)::int AS number FROM reflections`)[0].number);
+await sql.end();
+"""
+
+
+@pytest.mark.slow
+def test_real_clients_connect_with_printed_url_and_not_without_its_password(
+    folder: Path, clients: Path
+) -> None:
+    script = clients.parent / "count.mjs"
+    script.write_text(POSTGRES_JS)
+    try:
+        with running_dev(folder, "--port", "0", "--fresh") as (url, psql, *_):
+            password = sa.make_url(url).password
+            assert password
+            for text, code in ((url, 0), (url.replace(f":{password}", ":wrong"), 1)):
+                commands = {
+                    "postgres.js": ["node", str(script), text],
+                    "psql": ["sh", "-c", f"{psql.replace(url, text)} -Atc 'SELECT 3'"],
+                    "Supabase CLI": [
+                        str(clients / ".bin" / "supabase"), "migration", "list",
+                        f"--remote={text}",
+                    ],
+                }  # fmt: skip
+                for client, command in commands.items():
+                    outcome = run(
+                        *command, cwd=folder, HOME=str(folder), TMPDIR=str(folder), **QUIET
+                    )
+                    assert bool(outcome.code) == bool(code), (client, outcome)
+    finally:
+        script.unlink()
+
+
+@pytest.mark.slow
+def test_killed_fresh_dev_leaves_nothing(folder: Path, shared: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "dev", "--fresh"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("postgresql://")
+    process.kill()
+    process.communicate()
+
+    def left() -> list[Path]:
+        return [*shared.glob("*fresh*"), *shared.glob("*/*fresh*")]
+
+    deadline = time.monotonic() + 60
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() == []

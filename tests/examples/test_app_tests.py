@@ -1,0 +1,47 @@
+"""The examples of apps with tests: each is copied to a folder of its own, and its tests are run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.databases import CHECKOUT, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+
+def copied(example: str, folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    return shutil.copytree(CHECKOUT / "examples" / example, folder / example, ignore=ignored)
+
+
+@pytest.mark.parametrize("example", ["fastapi_app", "plain_app"])
+def test_tests_of_app_pass_twice_in_a_row(example: str, tmp_path: Path) -> None:
+    app = copied(example, tmp_path)
+    for arguments in ((), ("-n", "2")):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        outcome = run(*command, cwd=app, TMPDIR=str(app.parent))
+        assert outcome.code == 0, outcome.stdout
+        assert " passed" in outcome.stdout
+    assert [path.name for path in app.parent.iterdir() if "langfuse" in path.name] == []
+
+
+def test_own_migrations_run_before_upgrade_twice_in_a_row(tmp_path: Path) -> None:
+    app = copied("fastapi_app", tmp_path)
+    deploy = "alembic upgrade head && langfuse-schema upgrade head && langfuse-schema verify"
+    for _ in range(2):
+        outcome = run(
+            sys.executable, "-m", "langfuse_schema", "dev", "--fresh", "--without-app-tables",
+            "sh", "-c", f"{deploy} && {deploy} && alembic check",
+            cwd=app,
+            PYTHONPATH=str(app),
+            PATH=f"{sys.exec_prefix}/bin:/usr/bin:/bin",
+        )  # fmt: skip
+        assert outcome.code == 0, outcome.stderr
+        assert "No new upgrade operations detected." in outcome.stdout
