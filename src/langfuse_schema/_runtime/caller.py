@@ -54,10 +54,14 @@ class Caller:
         return finding("caller-transaction-open", place, pid=self.pid, **state)
 
     def explained(self, error: SchemaError) -> SchemaError:
-        """Return an error that names this transaction, if it hides or locks the affected tables."""
+        """Return an error that names this transaction, if it hides or locks the affected tables.
+
+        A table that it has created is missing to every other session.
+        """
         changed = list(self.connection.exec_driver_sql(_CHANGED_TABLES).scalars())
         busy = any(one.code == "database-busy" for one in error.findings)
-        affected = changed if busy else [one.object for one in error.findings]
+        missing = [one.object for one in error.findings if one.code.endswith("-missing")]
+        affected = changed if busy else missing
         held = [self.holds(name) for name in affected if name in changed]
         return SchemaError(*held) if held else error
 
