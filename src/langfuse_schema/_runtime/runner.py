@@ -165,7 +165,7 @@ class Runner:
         connection.rollback()
         self._idle_limits = json.loads(limits)
         # A longer pause would end the session.
-        longest = self._idle_limits["idle_session_timeout"] / 2 or _PAUSE_SECONDS[1]
+        longest = self._idle_limits.get("idle_session_timeout", 0.0) / 2 or _PAUSE_SECONDS[1]
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
         self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
         self._builds = Builds(connection, self.options, self._watch, self._advance)
