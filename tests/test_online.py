@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ from tests.helpers.databases import (
     SUPERUSER,
     WAITING,
     Database,
-    environment,
     until,
 )
 
@@ -309,9 +307,9 @@ def test_idle_limit_of_role_ends_run_unless_it_has_another(
         projects.create(kept, call(""), a=revision("a", None, COMPUTES)).go(database, "head")
     (finding,) = stopped.value.findings
     assert finding.code == "session-timed-out"
-    assert finding.fix == ("run_migrations(context, connection, idle_in_transaction_timeout=3600)",)
-    advised = finding.fix[0].partition("connection, ")[2].rstrip(")")
-    projects.create(longer, call(advised), a=revision("a", None, COMPUTES)).go(database, "head")
+    advised = re.findall(r"\w+=\d+", str(finding.advice))
+    assert advised == ["idle_in_transaction_timeout=3600"]
+    projects.create(longer, call(*advised), a=revision("a", None, COMPUTES)).go(database, "head")
     assert recorded(limited_role) == ["a"]
 
 
@@ -545,8 +543,7 @@ def test_run_exits_within_one_second_of_signal(
         exited_after = time.monotonic() - began
         reader.exec_driver_sql("ROLLBACK")
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "alembic", "--help"], stdout=subprocess.DEVNULL,
-                   env=environment(), check=True)  # fmt: skip
+    assert project.alembic(database, "current").code == 0
     # On a machine so busy that a process that does nothing takes longer, that is the measure.
     assert exited_after <= max(1.0, time.monotonic() - began)
     assert process.returncode == code

@@ -227,9 +227,6 @@ def run_environment(context: EnvironmentContext) -> None:
             target.connect() as connection,
             errors_as_findings(),
         ):
-            if has_destination(context):
-                # Before a command that writes, the runner begins the transaction.
-                connection.rollback()
             run_migrations(
                 context,
                 connection,
