@@ -67,8 +67,8 @@ BUILT = {
         'btree (id) INCLUDE (email, "Total")',
     ),
     "predicate with a colon and a percent sign": (
-        "'New Orders', 'Orders', ['id'], where=\"state = 'new' AND note LIKE 'a:b %c:%'\"",
-        "btree (id) WHERE state = 'new'::\"Shop\".state AND note ~~ 'a:b %c:%'::text",
+        "'New Orders', 'Orders', ['id'], where=\"state = 'new' AND note LIKE 'a :b %c:%'\"",
+        "btree (id) WHERE state = 'new'::\"Shop\".state AND note ~~ 'a :b %c:%'::text",
     ),
 }
 

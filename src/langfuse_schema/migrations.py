@@ -239,9 +239,6 @@ def run_environment(context: EnvironmentContext) -> None:
             target.connect() as connection,
             errors_as_findings(lambda: VERSION_TABLE.check_privileges(connection)),
         ):
-            if has_destination(context):
-                # Before a command that writes, the runner begins the transaction.
-                connection.rollback()
             run_migrations(
                 context,
                 connection,

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 from langfuse_schema._postgres.urls import EXAMPLE
-from langfuse_schema._runtime import alembic_internals, environment
+from langfuse_schema._runtime import alembic_internals, environment, settings
 from langfuse_schema._runtime.options import Options, invalid_option
 from langfuse_schema._runtime.runner import Checks, Runner
 
@@ -121,7 +121,8 @@ def _transaction(connection: sa.Connection) -> list[Finding]:
     """Check that Alembic can begin and end transactions on a connection."""
     driver_connection: Any = connection.connection.dbapi_connection
     autocommit = driver_connection.autocommit
-    if not (autocommit or connection.in_transaction()):
+    in_transaction = connection.in_transaction() and not settings.applied_locally(connection)
+    if not (autocommit or in_transaction):
         return []
     found = f"a connection {'in AUTOCOMMIT mode' if autocommit else 'in a transaction'}"
     return [finding("connection-in-transaction", "the connection", found=found)]

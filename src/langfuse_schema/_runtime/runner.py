@@ -86,7 +86,7 @@ class Runner:
     Attributes:
         context: Alembic's, configured for the connection.
         configure: passes options to `context.configure`.
-        connection: without an open transaction.
+        connection: without an open transaction, or in one with the settings of the run.
         checks: called before the first step; None to run without.
     """
 
@@ -119,7 +119,8 @@ class Runner:
     def run(self) -> None:
         """Run all steps, if there are any."""
         connection = self.connection
-        settings.apply_locally(connection, self._settings)
+        if not settings.applied_locally(connection):
+            settings.apply_locally(connection, self._settings)
         self._plan()
         if not self._steps:
             self._check_at_rest()
@@ -165,7 +166,7 @@ class Runner:
         connection.rollback()
         self._idle_limits = json.loads(limits)
         # A longer pause would end the session.
-        longest = self._idle_limits["idle_session_timeout"] / 2 or _PAUSE_SECONDS[1]
+        longest = self._idle_limits.get("idle_session_timeout", 0.0) / 2 or _PAUSE_SECONDS[1]
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
         self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
         self._builds = Builds(connection, self.options, self._watch, self._advance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +14,7 @@ from langfuse_schema._postgres.sessions import SCRIPT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Transaction
 
 _CHECK_INTERVAL = "client_connection_check_interval"
 
@@ -23,6 +24,9 @@ _OPTIONAL = {
     # PostgreSQL 14 and later. Without it the backend of a killed runner keeps the runner lock.
     _CHECK_INTERVAL: "2s",
 }
+
+_transactions: WeakSet[Transaction | None] = WeakSet()
+"""The transactions that began with the settings of a run."""
 
 
 def timeouts(
@@ -63,6 +67,12 @@ def apply_locally(connection: Connection, settings: Mapping[str, str]) -> None:
     """
     script = "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings.items())
     connection.exec_driver_sql(script, execution_options=SCRIPT)
+    _transactions.add(connection.get_transaction())
+
+
+def applied_locally(connection: Connection) -> bool:
+    """Return whether the open transaction is one that began with the settings of a run."""
+    return connection.get_transaction() in _transactions
 
 
 @contextmanager
