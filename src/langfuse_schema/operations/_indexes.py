@@ -65,7 +65,7 @@ def build(index: Index) -> None:
         if offline:
             _drop_invalid_index(index, "langfuse_schema.lock_timeout")
         if leftover:
-            op.execute(f"DROP INDEX CONCURRENTLY {index}")
+            _execute(f"DROP INDEX CONCURRENTLY {index}")
         # With a connection, an index that appeared after the check must raise an error.
         _execute(index.create("IF NOT EXISTS " if offline else "", concurrently=True))
 
@@ -73,10 +73,10 @@ def build(index: Index) -> None:
 def drop(place: str) -> None:
     """Drop the index `schema.name`, if it exists."""
     if op.get_context().opts.get("plain_indexes"):
-        op.execute(f"DROP INDEX IF EXISTS {place}")
+        _execute(f"DROP INDEX IF EXISTS {place}")
         return
     with _without_lock_timeout():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
+        _execute(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
 
 
 def _execute(statement: str) -> None:
@@ -99,7 +99,7 @@ def _find_leftover(index: Index) -> bool | None:
     found = _find_object(index)
     if found is not None and found.valid is False and found.of_table:
         # A running build holds this lock. An index that is INVALID after it is a leftover.
-        op.execute(f"LOCK TABLE {index.schema}.{index.table} IN SHARE UPDATE EXCLUSIVE MODE")
+        _execute(f"LOCK TABLE {index.schema}.{index.table} IN SHARE UPDATE EXCLUSIVE MODE")
         found = _find_object(index)
     if found is None:
         return False
