@@ -9,6 +9,7 @@ import pytest
 
 from langfuse_schema import migrations, tables
 from langfuse_schema._history.chain import config_file
+from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
     CORE,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 def refused(database: Database, *expected: str, url: str | None = None) -> None:
     """Assert that `upgrade head` fails, prints `expected`, and leaves the catalog unchanged."""
     before = database.catalog()
-    outcome = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url or database.text)
-    assert_reported(outcome, *expected)
+    with pytest.raises(SchemaError) as stopped:
+        migrations.upgrade(url or database.url)
+    assert_reported(Outcome(1, "", str(stopped.value)), *expected)
     assert database.catalog() == before
 
 

@@ -98,7 +98,7 @@ class TestFrozen:
         [
             (f"alembic/snapshots/{REVISIONS[0]}.json", "uuid", "text"),
             ("alembic/versions/*core.py", "service_role", "anon"),
-            ("src/langfuse_schema/operations/__init__.py", "IF budget >", "IF budget >="),
+            ("src/langfuse_schema/operations/_locks.py", "CONTINUE WHEN", "EXIT WHEN"),
             (
                 "src/langfuse_schema/operations/_indexes.py",
                 "def _keep_setting(",

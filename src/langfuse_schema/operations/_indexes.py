@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from langfuse_schema.operations._locks import lock_tables
+from langfuse_schema.operations._locks import execute, lock_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +56,7 @@ def build(index: Index) -> None:
     if op.get_context().opts.get("plain_indexes"):
         # A file of `export` is one transaction, which cannot contain CONCURRENTLY.
         _drop_invalid_index(index)
-        _execute(index.create("IF NOT EXISTS "))
+        execute(index.create("IF NOT EXISTS "))
         return
     offline = context.is_offline_mode()
     leftover = False if offline else _find_leftover(index)
@@ -67,23 +66,18 @@ def build(index: Index) -> None:
         if offline:
             _drop_invalid_index(index, "langfuse_schema.lock_timeout")
         if leftover:
-            op.execute(f"DROP INDEX CONCURRENTLY {index}")
+            execute(f"DROP INDEX CONCURRENTLY {index}")
         # With a connection, an index that appeared after the check must raise an error.
-        _execute(index.create("IF NOT EXISTS " if offline else "", concurrently=True))
+        execute(index.create("IF NOT EXISTS " if offline else "", concurrently=True))
 
 
 def drop(place: str) -> None:
     """Drop the index `schema.name`, if it exists."""
     if op.get_context().opts.get("plain_indexes"):
-        op.execute(f"DROP INDEX IF EXISTS {place}")
+        execute(f"DROP INDEX IF EXISTS {place}")
         return
     with _without_lock_timeout():
-        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
-
-
-def _execute(statement: str) -> None:
-    """Execute a statement in which a colon is no bind parameter."""
-    op.execute(re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", statement))
+        execute(f"DROP INDEX CONCURRENTLY IF EXISTS {place}")
 
 
 @contextmanager
@@ -155,7 +149,7 @@ def _is_same(index: Index, found: str) -> bool:
         connection.exec_driver_sql(
             f"CREATE TEMPORARY TABLE {twin} (LIKE {index.schema}.{index.table})"
         )
-        _execute(index.create(table=f"pg_temp.{twin}"))
+        execute(index.create(table=f"pg_temp.{twin}"))
         with _pinned_search_path(connection):
             query = text("SELECT pg_get_indexdef(to_regclass(:name))")
             expected = connection.scalar(query, {"name": f"pg_temp.{index.name}"})
@@ -188,7 +182,7 @@ def _drop_invalid_index(index: Index, lock_timeout: str | None = None) -> None:
     table = f"{index.schema}.{index.table}"
     invalid = f"""EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{place}')
              AND indrelid = to_regclass('{table}') AND NOT (indisvalid AND indisready))"""
-    _execute(
+    execute(
         f"""
 DO $$
 BEGIN

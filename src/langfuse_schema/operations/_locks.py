@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from alembic import op
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 _OF_PLATFORM = """SELECT tables || array_agg(name ORDER BY name <> 'auth.users', name),
       modes || array_agg('ACCESS EXCLUSIVE'::text) INTO tables, modes
@@ -15,6 +16,11 @@ _OF_PLATFORM = """SELECT tables || array_agg(name ORDER BY name <> 'auth.users',
         'supautils.policy_grants', true), '')::jsonb -> current_user::text, '[]')) AS name
     JOIN pg_namespace AS n ON n.nspname = split_part(name, '.', 1)
     WHERE name <> ALL (tables) AND has_schema_privilege(n.oid, 'USAGE');"""
+
+
+def execute(statement: str) -> None:
+    """Execute a statement in which a colon is no bind parameter."""
+    op.execute(re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", statement))
 
 
 def lock_tables(
@@ -28,7 +34,7 @@ def lock_tables(
     Raises:
         DBAPIError: a lock was not available in time (SQLSTATE 55P03).
     """
-    op.execute(locking(modes, policies=policies, condition=condition))
+    execute(locking(modes, policies=policies, condition=condition))
 
 
 def locking(
@@ -58,8 +64,8 @@ def locking(
     return f"""
 DO $$
 DECLARE
-  tables text[] := ARRAY{list(modes)};
-  modes text[] := ARRAY{list(modes.values())};
+  tables text[] := {_array(modes)};
+  modes text[] := {_array(modes.values())};
   budget interval := current_setting('lock_timeout')::interval;
   deadline timestamptz;
 BEGIN
@@ -86,3 +92,8 @@ BEGIN
     EXECUTE format('LOCK TABLE %s IN %s MODE', tables[i]::regclass, modes[i]);
   END LOOP;
 END $$"""
+
+
+def _array(values: Iterable[str]) -> str:
+    literals = ("'" + value.replace("'", "''") + "'" for value in values)
+    return f"ARRAY[{', '.join(literals)}]"
