@@ -122,6 +122,7 @@ def kill_points(statements: list[str]) -> list[tuple[int, bool]]:
     return points
 
 
+@pytest.mark.slow
 def test_next_run_repairs_database_after_kill_in_each_revision(
     database: Database, project: Project
 ) -> None:
@@ -207,7 +208,9 @@ def repair_lost_connections(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
-@pytest.mark.parametrize("program", ["alembic", "langfuse_schema"])
+@pytest.mark.parametrize(
+    "program", [pytest.param("alembic", marks=pytest.mark.slow), "langfuse_schema"]
+)
 def test_runner_exits_within_one_second_of_signal(
     database: Database, program: str, number: int, code: int
 ) -> None:

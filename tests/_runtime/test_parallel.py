@@ -72,6 +72,7 @@ def test_one_of_four_runners_upgrades_and_others_wait(database: Database) -> Non
     assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
+@pytest.mark.slow
 def test_one_of_four_runners_upgrades_embedded_database_of_checkout(tmp_path: Path) -> None:
     """The embedded database of a checkout, which they also start and prepare but once."""
     for part in ("alembic.ini", "alembic", "src"):
