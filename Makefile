@@ -2,6 +2,8 @@
 # The Python of an existing environment is kept, unless you name another one.
 PYTHON ?= $(if $(shell .venv/bin/python -c 'print("works")' 2>/dev/null),.venv/bin/python,python3)
 BIN := .venv/bin
+# In a small terminal, psql would wait in a pager.
+export PSQL_PAGER := cat
 # In the plain C locale, Python could not start in an environment whose path is not ASCII.
 ifneq ($(filter C POSIX,$(LC_ALL)),)
 export LC_ALL := C.UTF-8

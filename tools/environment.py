@@ -73,7 +73,8 @@ def is_runnable() -> bool:
 def create() -> None:
     """Create the environment, in place of one that was moved or belongs to another Python."""
     print(f"Creating .venv with Python {sys.version.split()[0]}", flush=True)
-    shutil.rmtree(FOLDER, ignore_errors=True)
+    if RECORD.exists() or not is_runnable():
+        shutil.rmtree(FOLDER, ignore_errors=True)
     created = subprocess.run(
         [_BASE_PYTHON, "-m", "venv", FOLDER], check=False, capture_output=True, text=True
     )
@@ -88,10 +89,24 @@ def install(extras: list[str]) -> None:
     names = ",".join(extras)
     print(f"Installing langfuse-schema[{names}] into .venv", flush=True)
     began = time.monotonic()
-    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+    pip = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
+    pip += ["--editable", f"{CHECKOUT}[{names}]" if names else str(CHECKOUT)]
+    if sys.stdout.isatty():
+        # pip itself shows the progress of each download.
+        code, output = subprocess.run(pip, check=False).returncode, ""
+    else:
+        code, output = run_with_steps([*pip, "--progress-bar=off"])
+    if code != 0:
+        print(output)
+        exit_with("pip could not install langfuse-schema. Its output is above.")
+    print(f"Installed in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def run_with_steps(pip: list[str | Path]) -> tuple[int, str]:
+    """Run pip, print its main steps, and return its exit code and its whole output."""
     output = []
     with subprocess.Popen(
-        [*pip, "--editable", f"{CHECKOUT}[{names}]" if names else str(CHECKOUT)],
+        pip,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
@@ -101,10 +116,7 @@ def install(extras: list[str]) -> None:
             output.append(line)
             if line.strip().startswith(STEPS):
                 print(f"  {line.strip():.76}", flush=True)
-    if running.returncode != 0:
-        print("".join(output))
-        exit_with("pip could not install langfuse-schema. Its output is above.")
-    print(f"Installed in {time.monotonic() - began:.0f} s", flush=True)
+    return running.returncode, "".join(output)
 
 
 def exit_with(*lines: str) -> NoReturn:

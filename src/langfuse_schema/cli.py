@@ -168,7 +168,7 @@ class _CommandLine(CommandLine):
             "--port", type=_port, metavar="N", help="listen on 127.0.0.1; 0 for a free port"
         )
         flags = {
-            "fresh": "start an empty, new database, and delete it at the end",
+            "fresh": "start a new database, and delete it at the end",
             "without-app-tables": "omit the built-in app tables and their rows",
             "remove": "delete the database and its files",
         }

@@ -24,10 +24,13 @@ from langfuse_schema import (
     rate_limit_logs,
 )
 from langfuse_schema.migrations import Finding, downgrade, stamp, upgrade
+from langfuse_schema.testing import as_user
 from langfuse_schema.verify import verify
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
 metadata = sa.MetaData()
 assert_type(copy_tables(metadata), dict[str, sa.Table])
@@ -97,3 +100,9 @@ def pending(connection: sa.Connection) -> list[UUID]:
         langfuse_scores.c.status == ScoreStatus.PENDING.value
     )
     return list(connection.scalars(query))
+
+
+async def sign_in(connection: sa.Connection, other: AsyncConnection, user: UUID) -> None:
+    """In a test of the app."""
+    as_user(connection, user)
+    await as_user(other, None, claims={"email": "aoi@example.com"})

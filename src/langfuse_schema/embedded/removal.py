@@ -52,7 +52,7 @@ def remove(base: Path) -> list[Path]:
         remove_directory(directory)
     if own.is_symlink():
         own.unlink()
-    if os.geteuid() == 0 and _remove_programs():
+    if os.geteuid() == 0 and shared_folder().is_dir() and _remove_programs():
         found.append(shared_folder())
     return found
 
@@ -60,8 +60,12 @@ def remove(base: Path) -> list[Path]:
 def _remove_programs() -> bool:
     """Delete the shared folder, unless another checkout has its database or programs in it."""
     shared = shared_folder()
+    for temporary in (*shared.glob("fresh-*/users.lock"), *shared.glob("tests-*/users.lock")):
+        # A crash of the machine left it, unless it is in use.
+        with contextlib.suppress(InUseError, FileNotFoundError):
+            remove_directory(temporary.parent)
     if not shared.is_dir():
-        return False
+        return True
     lock = open_lock(shared / "binaries.lock")
     try:
         folders = [path.name for path in shared.iterdir() if path.is_dir()]
