@@ -17,6 +17,7 @@ from langfuse_schema import migrations
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema._runtime.runner_lock import RunnerLock
+from langfuse_schema.verify import verify
 from tests.helpers import projects
 from tests.helpers.databases import (
     BUILDING,
@@ -549,3 +550,22 @@ def test_run_exits_within_one_second_of_signal(
     assert process.returncode == code
     assert "interrupted; the database is at a; run the same command again" in printed
     assert "Traceback" not in printed
+
+
+NESTED = """with op.get_context().autocommit_block():
+        migrations.upgrade(os.environ["DATABASE_URL"])
+    op.execute('CREATE TABLE a (id int)')"""
+
+
+def test_revision_under_runner_upgrades_langfuse_tables(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    """The runner of the app and the one inside hold different locks."""
+    nested = "import os\nfrom langfuse_schema import migrations\n" + revision("a", None, NESTED)
+    project = create(a=nested)
+    outcome = project.alembic(database, "upgrade", "head")
+    assert outcome.code == 0, outcome.stderr
+    assert recorded(database) == ["a"]
+    assert tables(database, "a", "langfuse_traces") == {"a", "langfuse_traces"}
+    assert verify(database.url) == []
+    assert_no_lock_is_left(database)
