@@ -128,9 +128,9 @@ class Copy:
 
     folder: Path
 
-    def run(self, *command: str, **variables: str) -> Outcome:
+    def run(self, *command: str, timeout: float = 300, **variables: str) -> Outcome:
         path = f"{self.folder / 'src'}{os.pathsep}{self.folder}"
-        return run(*command, cwd=self.folder, PYTHONPATH=path, **variables)
+        return run(*command, cwd=self.folder, timeout=timeout, PYTHONPATH=path, **variables)
 
     def succeeds(self, *command: str, **variables: str) -> str:
         outcome = self.run(*command, **variables)
@@ -153,10 +153,11 @@ class Copy:
 
     def generate(self) -> None:
         programs = f"BIN={Path(sys.executable).parent}"
-        self.succeeds("make", "--old-file=.venv/dev.stamp", "generate", programs)
+        self.succeeds("make", "--old-file=dev", "generate", programs)
 
     def pytest(self, *arguments: str) -> Outcome:
-        return self.run(sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", *arguments)
+        command = (sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", *arguments)
+        return self.run(*command, timeout=900)
 
 
 @pytest.fixture
@@ -200,7 +201,7 @@ def test_history_tests_pass_with_sixth_revision(grown: Copy) -> None:
 
 def test_make_revision_creates_an_id_after_the_head(copied: Copy) -> None:
     programs = f"BIN={Path(sys.executable).parent}"
-    make = ("make", "--old-file=.venv/dev.stamp", programs, "revision")
+    make = ("make", "--old-file=dev", programs, "revision")
     copied.succeeds(*make, "MESSAGE=add a table")
     (path,) = (copied.folder / "alembic" / "versions").glob("*_add_a_table.py")
     assert int(path.name.partition("_")[0]) > int(HEAD)

@@ -162,8 +162,14 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def run(*command: str, cwd: Path = CHECKOUT, stdin: str | None = None, **variables: str) -> Outcome:
-    """Run a command to its end."""
+def run(
+    *command: str,
+    cwd: Path = CHECKOUT,
+    stdin: str | None = None,
+    timeout: float = 300,
+    **variables: str,
+) -> Outcome:
+    """Run a command to its end, for at most `timeout` seconds."""
     ended = subprocess.run(
         command,
         cwd=cwd,
@@ -171,7 +177,7 @@ def run(*command: str, cwd: Path = CHECKOUT, stdin: str | None = None, **variabl
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
