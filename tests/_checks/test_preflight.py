@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from langfuse_schema import migrations
-from langfuse_schema._checks import requirements
+from langfuse_schema._checks import plan, requirements
 from tests.helpers.databases import (
     AOI,
     CORE,
+    HEAD,
+    HISTORY,
     LINKS,
     POLICIES,
     SUPERUSER,
@@ -22,6 +24,8 @@ from tests.helpers.databases import (
 )
 
 if TYPE_CHECKING:
+    from alembic.script import Script
+
     from tests.conftest import OwnServer
 
 INDEX = "idx_reflections_langfuse_trace_id"
@@ -71,11 +75,51 @@ def test_preflight_reports_server_roles_and_sizes_as_facts(
         "postgres",
         ["anon", "authenticated", "service_role"],
     )
-    assert facts["app_tables"]["public.reflections"]["rows"] > 0
-    assert facts["app_tables"]["public.reflections"]["bytes"] > 0
+    assert facts["tables"]["public.reflections"]["rows"] > 0
+    assert facts["tables"]["public.reflections"]["bytes"] > 0
     assert "SELECT" not in facts["default_privileges"].get("anon", "")
     legacy = report(legacy_database)["facts"]["default_privileges"]
     assert all("SELECT" in legacy[role] for role in ("anon", "authenticated", "service_role"))
+
+
+def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute("ALTER TABLE auth.users SET (autovacuum_enabled = off)", SUPERUSER)
+    database.execute("ANALYZE reflections, langfuse_traces")
+    outcome = langfuse_schema(database, "preflight")
+    lines = outcome.stdout.splitlines()
+    assert [line for line in lines if line[:8].isdigit()] == [
+        f"{script.revision} {script.doc}" for script in HISTORY.scripts[1:]
+    ]
+    assert any(line.startswith("  locks: for one app table at a time, SHARE ROW") for line in lines)
+    assert "  public.reflections: about 3 rows, 48 kB" in lines
+    assert "  public.encouragement_messages: an unknown number of rows, 48 kB" in lines
+    assert any(line.startswith("  public.langfuse_traces: about 0 rows") for line in lines)
+    assert lines[-1] == "Ready: 4 revisions to apply."
+
+    database.execute("DROP TABLE reflections")
+    outcome = langfuse_schema(database, "preflight")
+    lines = outcome.stdout.splitlines()
+    error = "error[app-table-missing]: the app's table public.reflections does not exist"
+    assert lines.index("affected tables:") < lines.index(error)
+    assert lines[-1] == "Not ready: 1 error, 0 warnings."
+
+    plan = report(database)["facts"]
+    assert [one["revision"] for one in plan["pending"]] == list(HISTORY.revisions[1:])
+    assert all("SHARE UPDATE EXCLUSIVE" in one["locks"] for one in plan["pending"])
+    assert plan["tables"]["public.encouragement_messages"] == {"rows": None, "bytes": 49152}
+
+
+def test_preflight_at_head_prints_that_nothing_is_to_do(database: Database) -> None:
+    migrations.upgrade(database.url)
+    outcome = langfuse_schema(database, "preflight")
+    assert outcome.stdout.splitlines()[-1] == f"Already at {HEAD} (head). Nothing to do."
+    assert "affected tables" not in outcome.stdout
+
+
+@pytest.mark.parametrize("script", HISTORY.scripts, ids=lambda script: script.revision)
+def test_each_revision_states_its_locks(script: Script) -> None:
+    assert plan.heading(script.module.__doc__ or "", "Locks")
 
 
 def test_preflight_warns_about_open_transaction_on_app_table(database: Database) -> None:

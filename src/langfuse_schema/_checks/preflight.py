@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import text
+from typing import TYPE_CHECKING
 
 from langfuse_schema._checks import conflicts, platform_locks, requirements
 from langfuse_schema._history.chain import Position
 from langfuse_schema._postgres import catalog
-from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,43 +56,6 @@ def _conflicts(
     if not later:
         yield from conflicts.names_taken(connection, upgrade, bool(unrecorded))
         yield from conflicts.parts(found, upgrade)
-
-
-def facts(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return properties of the database that are no findings.
-
-    They are the server's version, database, role, the existing API roles, their default privileges
-    on new tables, and of each table of the app the estimated rows and the size in bytes.
-    """
-    server = connection.execute(_SERVER, {"roles": list(API_ROLES)}).one()._asdict()
-    names = [name for name, table in tables.items() if table.partial]
-    sizes = connection.execute(_SIZES, {"names": names})
-    return {
-        **server,
-        "default_privileges": json.loads(server["default_privileges"]),
-        "app_tables": {name: {"rows": rows, "bytes": size} for name, rows, size in sizes},
-    }
-
-
-_SERVER = text(
-    """
-    SELECT current_setting('server_version') AS server, current_database()::text AS database,
-           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
-           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
-           (SELECT coalesce(json_object_agg(role, privileges), '{}')::text FROM (
-                SELECT r.rolname AS role, string_agg(e.privilege_type, ', ') AS privileges
-                FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS e
-                JOIN pg_roles AS r ON r.oid = e.grantee
-                WHERE d.defaclobjtype = 'r' AND d.defaclrole = CAST(current_user AS regrole)
-                AND d.defaclnamespace = to_regnamespace('public') AND r.rolname = ANY (:roles)
-                GROUP BY 1) AS granted) AS default_privileges
-    """
-)
-
-_SIZES = text(
-    "SELECT name, greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)"
-    " FROM unnest(:names) AS name JOIN pg_class AS c ON c.oid = to_regclass(name) ORDER BY 1"
-)
 
 
 class UpgradeChecks:
