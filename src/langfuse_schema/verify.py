@@ -40,8 +40,11 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
     return list(report(Target.of(target), History.packaged(), revision).findings)
 
 
-def report(target: Target, history: History, revision: str) -> Report:
-    """Run `verify` on a target, with the facts of its JSON form."""
+def report(target: Target, history: History, revision: str, *, verbose: bool = False) -> Report:
+    """Run `verify` on a target, with the facts of its JSON form.
+
+    With `verbose`, all differences are listed, those of one cause too.
+    """
     expected = history.resolve(revision)
     if expected is None:
         raise CommandError(f"verify compares with a revision, not with {revision}")
@@ -50,7 +53,7 @@ def report(target: Target, history: History, revision: str) -> Report:
         errors_as_findings(),
         _read_only(connection, target.options.lock_timeout),
     ):
-        return drift.report(connection, history, expected)
+        return drift.report(connection, history, expected, verbose=verbose)
 
 
 @contextmanager
@@ -73,7 +76,13 @@ def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]
 
 
 def as_text(report: Report) -> str:
-    """Return a report as text: the checklist, then the differences."""
+    """Return a report as text: the checklist, then the differences.
+
+    Before the first upgrade, it is one line with the command to run.
+    """
+    if not report.facts["migrated"] and len(report.findings) == 1:
+        (only,) = report.findings
+        return f"{only.severity}[{only.code}]: {only.message}; run `{only.fix[-1]}`"
     lines = [checklist.shown(check) for check in report.facts["checks"]]
     lines += [str(finding) for finding in report.findings]
     facts = report.facts

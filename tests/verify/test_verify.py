@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
-from langfuse_schema import migrations
+from langfuse_schema import migrations, tables
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
+    CORE,
     HEAD,
     LINKS,
     PLAN_REVISIONS,
@@ -22,6 +24,7 @@ from tests.helpers.databases import (
     alembic,
     insert_example_rows,
     langfuse_schema,
+    langfuse_tables,
     plan_sql,
 )
 
@@ -175,19 +178,66 @@ def test_verify_ticks_no_line_that_was_not_compared(database: Database) -> None:
 
 def ticks(database: Database) -> dict[str, str]:
     """The mark of each line of the checklist by its title."""
-    lines = langfuse_schema(database, "verify").stdout.splitlines()
+    lines = langfuse_schema(database, "verify", "--verbose").stdout.splitlines()
     return {line[4:].partition(" … ")[0]: line[:3] for line in lines if line.startswith("[")}
 
 
-def test_verify_before_first_upgrade_reports_every_object_missing(database: Database) -> None:
-    found = codes(database)
-    assert ("version-table-missing", VERSION) in found
-    assert ("table-missing", "public.langfuse_traces") in found
-    assert ("column-missing", "public.reflections.langfuse_trace_id") in found
+@pytest.mark.parametrize("downgraded", [False, True])
+def test_verify_before_first_upgrade_prints_one_line(database: Database, downgraded: bool) -> None:
+    if downgraded:
+        migrations.upgrade(database.url, CORE)
+        migrations.downgrade(database.url, "base")
     before = database.catalog()
     outcome = langfuse_schema(database, "verify")
+    name = database.url.database
     assert outcome.code == 1
+    assert outcome.stdout == (
+        f"error[not-migrated]: the database {name} was never migrated;"
+        f" run `langfuse-schema upgrade {HEAD}`\n"
+    )
+    report = json.loads(langfuse_schema(database, "verify", "--format", "json").stdout)
+    (finding,) = report["findings"]
+    assert finding["fix"] == [f"langfuse-schema upgrade {HEAD}"]
+    outcome = langfuse_schema(database, "verify", "--verbose")
+    assert outcome.stdout.count("error[table-missing]") == len(langfuse_tables())
+    assert outcome.stdout.count("error[column-missing]") == len(tables.APP_TABLES)
     assert database.catalog() == before
+    assert langfuse_schema(database, *finding["fix"][0].split()[1:]).code == 0
+    assert verify(database.url) == []
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "TABLE langfuse_traces (id bigint PRIMARY KEY, note text, user_id text)",
+        "VIEW langfuse_traces AS SELECT 1 AS trace_id",
+        "MATERIALIZED VIEW langfuse_traces AS SELECT 1 AS trace_id",
+    ],
+)
+def test_verify_reports_another_table_with_langfuse_name_once(
+    database: Database, table: str
+) -> None:
+    migrations.upgrade(database.url)
+    database.execute("DROP TABLE langfuse_traces CASCADE")
+    database.execute(f"CREATE {table}")
+    if table.startswith("TABLE"):
+        database.execute("GRANT ALL ON langfuse_traces TO anon")
+    (finding,) = verify(database.url)
+    assert (finding.code, finding.object) == ("name-taken", "public.langfuse_traces")
+    text = langfuse_schema(database, "verify", "--verbose").stdout
+    number = len(re.findall(r"^error\[", text, re.MULTILINE))
+    assert number > 5
+    # Privileges on several tables are one of the listed findings.
+    counted = re.search(r"with (\d+) differences", str(finding.found))
+    assert counted
+    assert number <= int(counted[1])
+    for _ in range(2):
+        for statement in [one for found in verify(database.url) for one in found.fix]:
+            database.execute(statement)
+    assert verify(database.url) == []
+    assert database.execute("SELECT to_regclass('langfuse_traces_before') IS NULL") == [(False,)]
+    anon = "SELECT has_table_privilege('anon', 'public.langfuse_traces', 'SELECT')"
+    assert database.execute(anon) == [(False,)]
 
 
 def test_verify_compares_earlier_revision_with_its_own_snapshot(database: Database) -> None:

@@ -85,6 +85,31 @@ def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     yield from _named("policy", expected, found, expected.policies, found.policies, extra=complete)
 
 
+def is_another_table(expected: Table, found: Table) -> bool:
+    """Return whether an actual table only has the name of an expected one.
+
+    It is no table, or has at most half of the columns.
+    """
+    common = sum(found.column(column.name) is not None for column in expected.columns)
+    few = 2 * common <= len(expected.columns)
+    return not expected.partial and (found.kind != expected.kind or few)
+
+
+def caused_by(differences: Sequence[Difference], table: Table) -> list[Difference]:
+    """Return the differences of a table, and of parts of other tables that need it."""
+    name = table.qualified_name
+    return [one for one in differences if name in (one.table.qualified_name, *_needed_by(one))]
+
+
+def _needed_by(difference: Difference) -> set[str]:
+    """Return the tables that a missing foreign key or policy of an existing table needs."""
+    if difference.found is not None or difference.actual is None:
+        return set()
+    part = difference.expected
+    texts = (getattr(part, name, None) for name in ("references", "using", "check"))
+    return {name for text in texts for name in re.findall(r"\w+\.\w+", text or "")}
+
+
 def additional_indexes(expected: Table, found: Table) -> list[str]:
     """List the indexes of a table that are not expected, as `schema.index`."""
     constraints = {constraint.name for constraint in found.constraints}
