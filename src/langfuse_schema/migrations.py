@@ -133,8 +133,8 @@ def preflight_report(config: Config) -> Report:
             connection.rollback()
             if upgrade.pending:
                 findings += pooler_detection.detect(connection)
-                timeout = target.options.lock_timeout
-                findings += holders(connection, upgrade, timeout)
+                if facts["locks_readable"]:
+                    findings += holders(connection, upgrade, target.options.lock_timeout)
         return Report(applied, tuple(findings), facts)
 
 

@@ -9,8 +9,10 @@ from alembic.util import CommandError
 
 from langfuse_schema._checks import checklist, drift
 from langfuse_schema._history.chain import History
+from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import counted
+from langfuse_schema._postgres.sessions import SCRIPT
 from langfuse_schema._runtime import settings
 from langfuse_schema._runtime.target import Target
 
@@ -31,7 +33,7 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
         revision: the expected revision: `head`, or a revision id.
 
     Returns:
-        The differences; empty if there is none.
+        The differences and warnings; empty if there is none.
 
     Raises:
         SchemaError: the database cannot be reached or read, or a migration is running.
@@ -64,10 +66,10 @@ def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]
     mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
     # An engine in autocommit mode begins no transaction by itself.
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
-    connection.exec_driver_sql(begin)
+    values = settings.session_settings(lock_timeout) | catalog.PINNED
+    script = [begin, *(f"SET LOCAL {name} TO '{value}'" for name, value in values.items())]
+    connection.exec_driver_sql("; ".join(script), execution_options=SCRIPT)
     try:
-        settings.set_locally(connection, lock_timeout)
-        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
         yield
     finally:
         if driver.autocommit:
@@ -94,4 +96,8 @@ def as_text(report: Report) -> str:
     for fact in ("extra_indexes", "column_order", "additional_row_security", "other_grants"):
         if facts[fact]:
             lines.append(f"{fact.replace('_', ' ')}: {', '.join(facts[fact])}")
-    return "\n".join([*lines, counted(len(report.findings), "difference")])
+    warnings = sum(one.severity == "warning" for one in report.findings)
+    conclusion = counted(len(report.findings) - warnings, "difference")
+    if warnings:
+        conclusion += f", {counted(warnings, 'warning')}"
+    return "\n".join([*lines, conclusion])

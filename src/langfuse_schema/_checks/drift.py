@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import conflicts, platform_locks
+from langfuse_schema._checks import access, conflicts, platform_locks
 from langfuse_schema._checks.checklist import Checklist
 from langfuse_schema._checks.observation import Observation, observe
 from langfuse_schema._history.chain import VERSION_TABLE
@@ -45,8 +45,8 @@ def report(
         verbose: list all differences, those of one cause too.
     """
     started = time.perf_counter()
-    names = {name for revision in history.revisions for name in history.schema(revision)}
-    database = observe(connection, sorted(names))
+    tables = {n: t for one in history.revisions for n, t in history.schema(one).items()}
+    database = observe(connection, tables)
     elapsed = round((time.perf_counter() - started) * 1000, 1)
     return _Comparison(database, history, target, verbose=verbose).report(elapsed)
 
@@ -81,7 +81,8 @@ class _Comparison:
         differences = self._differences(position.compared) if position.compared else []
         of_position = [position.finding] if position.finding else []
         of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
-        findings = [*of_version, *self._findings(differences)]
+        of_access = database.access.findings(self._history.schema(position.compared))
+        findings = [*of_version, *self._findings(differences), *of_access]
         findings = [*of_position, *findings] if position.first else [*findings, *of_position]
         findings = list(platform_locks.with_locks(findings, database.policy_tables))
         expected = self._expected(self._target)
@@ -90,18 +91,32 @@ class _Comparison:
         compared = differences if position.compared else None
         if position.compared not in (None, self._target):
             compared = self._differences(self._target)
-        pairs = [
-            (table, database.tables[name])
-            for name, table in expected.items()
-            if name in database.tables and not table.partial
-        ]
         facts = {
             "target": self._target,
             "compared_with": position.compared,
             "migrated": self._is_migrated(),
             "revision_readable": database.revisions is not None,
             **database.facts,
-            "extra_indexes": [index for pair in pairs for index in additional_indexes(*pair)],
+            **self._beyond(expected),
+            "elapsed_milliseconds": elapsed,
+            "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),
+        }
+        return Report(recorded, tuple(findings), facts)
+
+    def _beyond(self, expected: Tables) -> dict[str, list[str]]:
+        """Return the facts about complete tables that are no differences."""
+        pairs = [
+            (table, self._database.tables[name])
+            for name, table in expected.items()
+            if name in self._database.tables and not table.partial
+        ]
+        return {
+            "extra_indexes": [
+                f"{table.schema}.{index.name}"
+                for table, one in pairs
+                for index in additional_indexes(table, one)
+                if not index.unique
+            ],
             "column_order": [t.qualified_name for t, one in pairs if not same_column_order(t, one)],
             "additional_row_security": [
                 table.qualified_name
@@ -109,10 +124,7 @@ class _Comparison:
                 if one.row_security and not table.row_security
             ],
             "other_grants": self._other_grants([table for _, table in pairs]),
-            "elapsed_milliseconds": elapsed,
-            "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),
         }
-        return Report(recorded, tuple(findings), facts)
 
     def _expected(self, revision: str) -> Tables:
         """Return the schema of a revision, with the grants of existing roles."""
@@ -252,7 +264,7 @@ def _expected_owner(database: Observation, expected: Tables) -> tuple[str | None
     owner = version_table.owner
     tables = [name for name, table in expected.items() if not table.partial]
     owners = {database.tables[name].owner for name in tables if name in database.tables}
-    if owner in database.roles:
+    if owner in (*database.roles, access.LOGIN_ROLE):
         role = database.facts["role"]
         other = "postgres" if role in database.roles else role
     elif len(owners) == 1 and owner not in owners and set(tables) <= set(database.tables):

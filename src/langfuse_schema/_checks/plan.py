@@ -26,10 +26,11 @@ def facts(connection: Connection, upgrade: Position | None) -> dict[str, Any]:
         upgrade: None if the recorded revision is unknown; then there is no plan.
 
     Returns:
-        The server's version, database, role, the existing API roles, and their default privileges
-        on new tables. `pending`: of each revision its id, title and locks. `tables`: of each
-        existing table that the upgrade locks, its estimated rows, None if PostgreSQL has no
-        estimate, and its size in bytes.
+        The server's version, database, role, the existing API roles, their default privileges on
+        new tables, and whether the role can read which sessions hold locks.
+        `pending`: of each revision its id, title and locks. `tables`: of each existing table that
+        the upgrade locks, its estimated rows, None if PostgreSQL has no estimate, and its size in
+        bytes.
     """
     affected = [] if upgrade is None else _affected(upgrade)
     parameters = {"roles": list(API_ROLES), "names": affected}
@@ -74,6 +75,10 @@ _FACTS = text(
     SELECT current_setting('server_version') AS server, current_database()::text AS database,
            current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
            WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
+           has_table_privilege('pg_catalog.pg_locks', 'SELECT')
+           AND has_table_privilege('pg_catalog.pg_stat_activity', 'SELECT')
+           AND has_table_privilege('pg_catalog.pg_stat_progress_vacuum', 'SELECT')
+           AS locks_readable,
            (SELECT coalesce(json_object_agg(role, privileges), '{}')::text FROM (
                 SELECT r.rolname AS role, string_agg(e.privilege_type, ', ') AS privileges
                 FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS e

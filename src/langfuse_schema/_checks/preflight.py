@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import conflicts, platform_locks, requirements
+from langfuse_schema._checks import access, app_tables, conflicts, platform_locks, requirements
 from langfuse_schema._history.chain import Position
 from langfuse_schema._postgres import catalog
 
@@ -30,18 +31,23 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
         findings += conflicts.lost_tables(found, upgrade)
     if not upgrade.pending:
         return findings
+    findings += requirements.runner(state)
     findings += requirements.version_table(state)
     findings += requirements.schema_public(state, upgrade)
     if requirements.USERS in upgrade.referenced():
         findings += requirements.users_table(connection, state)
-    findings += requirements.changed_tables(connection, found, upgrade, state)
+    findings += app_tables.check(connection, found, upgrade, state.role)
     if upgrade.calls(requirements.USER_ID_FUNCTION):
         findings += requirements.user_id_function(state)
     if state.has_traces:
         roles = ("PUBLIC", *state.api_roles)
         found_conflicts = _conflicts(connection, found, upgrade, roles)
         findings += platform_locks.with_locks(found_conflicts, state.policy_tables)
-    return requirements.one_cause(findings, state)
+    effective = access.observe(connection, state.access)
+    # The upgrade works. Its tables cannot be reached, or are open, afterwards.
+    findings += [replace(one, severity="warning") for one in effective.findings(upgrade.after)]
+    # Two requirements can lack the same privilege.
+    return requirements.one_cause(list(dict.fromkeys(findings)), state)
 
 
 def _conflicts(

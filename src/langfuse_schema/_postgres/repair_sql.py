@@ -127,7 +127,10 @@ def _change_constraint(difference: Difference, table: Table) -> Iterator[str]:
 
 def _change_index(difference: Difference, table: Table) -> Iterator[str]:
     expected, found = difference.expected, difference.found
-    assert isinstance(expected, Index)
+    if not isinstance(expected, Index):
+        assert isinstance(found, Index)
+        yield f"DROP INDEX CONCURRENTLY {ddl.quoted(table.schema, found.name)}"
+        return
     index = ddl.quoted(table.schema, expected.name)
     if isinstance(found, Index):
         if found.definition == expected.definition:
