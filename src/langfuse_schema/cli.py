@@ -221,7 +221,7 @@ def _failed(error: Exception, function: object, *, as_json: bool) -> int:
         if as_json:
             print(Report(None, error.findings).as_json())
         return exit_code(error.findings)
-    if function in _ALEMBIC_COMMANDS:
+    if function in _ALEMBIC_COMMANDS and isinstance(error, CommandError):
         print(_REVISIONS, file=sys.stderr)
         return NOT_IN_RIGHT_STATE
     return CANNOT_RUN

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from langfuse_schema import migrations
 from langfuse_schema._checks import plan, requirements
@@ -132,6 +133,23 @@ def test_preflight_warns_about_open_transaction_on_app_table(database: Database)
     assert (finding["code"], finding["severity"]) == ("table-in-use", "warning")
     assert finding["object"] == "public.reflections"
     assert "supabase_admin, payroll" in finding["cause"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_preflight_shows_japanese_query_in_any_client_encoding(
+    database: Database, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL is opened with UTF8. The engine of a program keeps its encoding."""
+    engine = sa.create_engine(database.url, connect_args={"client_encoding": encoding})
+    with database.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 1 FROM reflections /* 長い */")
+        monkeypatch.setenv("PGCLIENTENCODING", encoding)
+        (of_url,) = migrations.preflight(database.url).findings
+        (of_engine,) = migrations.preflight(engine).findings
+        holder.exec_driver_sql("ROLLBACK")
+    engine.dispose()
+    assert str(of_url.cause).endswith("SELECT 1 FROM reflections /* 長い */")
+    assert str(of_engine.cause).endswith("SELECT 1 FROM reflections /* ?? */")
 
 
 @pytest.mark.parametrize(

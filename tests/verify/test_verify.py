@@ -20,6 +20,7 @@ from tests.helpers.databases import (
     PLAN_REVISIONS,
     POLICIES,
     REVISIONS,
+    SUPERUSER,
     Database,
     alembic,
     insert_example_rows,
@@ -306,6 +307,38 @@ def test_verify_accepts_engine_of_any_driver_and_isolation_level(
     with engine.connect() as connection:
         assert [finding.code for finding in verify(connection)] == ["index-missing"]
         assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
+
+
+PARTITIONED_USERS = """
+    ALTER TABLE ai_coach_messages DROP CONSTRAINT ai_coach_messages_user_id_fkey;
+    ALTER TABLE encouragement_messages DROP CONSTRAINT encouragement_messages_user_id_fkey;
+    ALTER TABLE reflections DROP CONSTRAINT reflections_user_id_fkey;
+    DROP TABLE auth.users;
+    CREATE TABLE auth.users (id uuid PRIMARY KEY, email text) PARTITION BY HASH (id);
+    CREATE TABLE auth.users_0 PARTITION OF auth.users FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE auth.users_1 PARTITION OF auth.users FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    GRANT ALL ON auth.users TO postgres
+"""
+
+
+def test_upgrade_and_verify_accept_partitioned_users_table(database: Database) -> None:
+    database.execute(PARTITIONED_USERS, SUPERUSER)
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url)
+    assert verify(database.url) == []
+
+
+def test_commands_accept_quote_all_identifiers(database: Database) -> None:
+    name = database.url.database
+    database.execute(f'ALTER DATABASE "{name}" SET quote_all_identifiers = on')
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url, POLICIES)
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url)
+    assert verify(database.url) == []
+    with sa.create_engine(database.url, poolclass=sa.NullPool).connect() as connection:
+        assert verify(connection) == []
+        assert connection.exec_driver_sql("SHOW quote_all_identifiers").scalar() == "on"
 
 
 def test_verify_reports_database_busy_when_table_is_locked(database: Database) -> None:

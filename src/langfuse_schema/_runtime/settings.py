@@ -35,6 +35,8 @@ def session_settings(lock_timeout: float) -> dict[str, str]:
         "statement_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
         "search_path": "public",
+        # Definitions are compared as text.
+        "quote_all_identifiers": "off",
     }
 
 

@@ -51,9 +51,12 @@ class Target:
         Raises:
             SchemaError: it is none of these, or not for PostgreSQL.
         """
-        if isinstance(database, sa.Engine):
-            parse_url(database.url, "the engine")
-        elif isinstance(database, str | URL):
+        # An AsyncEngine has its engine as an attribute.
+        engine = getattr(database, "sync_engine", database)
+        if isinstance(engine, sa.Engine | sa.Connection):
+            parse_url(engine.engine.url, "the engine")
+            _check_driver(engine.engine)
+        if isinstance(database, str | URL):
             database = parse_url(database, "the URL")
         if isinstance(database, URL | sa.Engine | sa.Connection):
             return cls(database, options or Options())
@@ -93,12 +96,32 @@ class Target:
             found = f"a connection {'in AUTOCOMMIT mode' if autocommit else 'in a transaction'}"
             place = 'config.attributes["connection"]'
             raise SchemaError(finding("connection-in-transaction", place, found=found))
+        threshold = getattr(driver_connection, "prepare_threshold", None)
+        if threshold is not None:
+            # psycopg cannot prepare a message with several statements.
+            driver_connection.prepare_threshold = None
         settings.set_locally(connection, self.options.lock_timeout)
         try:
             yield connection
         finally:
             if not (connection.closed or connection.invalidated):
                 connection.rollback()
+                if threshold is not None:
+                    driver_connection.prepare_threshold = threshold
+
+
+_DRIVERS = ("psycopg2", "psycopg")
+"""The drivers of engines that work."""
+
+
+def _check_driver(engine: sa.Engine) -> None:
+    """Check that an engine is not asynchronous, and that its driver is supported.
+
+    Raises:
+        SchemaError: the message names the URL as the value to pass instead.
+    """
+    if engine.driver not in _DRIVERS or engine.dialect.is_async:
+        raise SchemaError(finding("driver-unsupported", "the engine", driver=engine.driver))
 
 
 @dataclass(frozen=True)
