@@ -604,6 +604,8 @@ HARMLESS = f"""
     REVOKE ALL ON FUNCTION public.for_the_job() FROM PUBLIC, anon, authenticated;
     CREATE VIEW public.messages AS SELECT id, body FROM public.ai_coach_messages;
     GRANT SELECT ON public.messages TO anon, authenticated;
+    CREATE VIEW public.checked WITH (security_barrier, check_option = local)
+    AS SELECT id, body FROM public.ai_coach_messages;
     CREATE VIEW public.dashboard AS {ALL_TRACES};
     REVOKE ALL ON public.dashboard FROM anon, authenticated;
     GRANT SELECT ON public.dashboard TO service_role;

@@ -98,7 +98,7 @@ class Access:
             found = [attribute for attribute, given in has.items() if given]
             if found:
                 removed = " ".join(f"NO{attribute}" for attribute in found)
-                yield self._attribute(name, ", ".join(found), "neither of them", removed)
+                yield self._attribute(name, ", ".join(found), "no SUPERUSER, no BYPASSRLS", removed)
 
     def _attribute(self, role: str, found: str, expected: str, change: str) -> Finding:
         values, administered = self.values, self.values["roles"][role]["administered"]
@@ -137,7 +137,8 @@ class Access:
                 fix = f"ALTER VIEW {name} SET (security_invoker = true);"
             else:
                 target = f"ROUTINE {name}" if kind == "function" else name
-                fix = f"REVOKE ALL ON {target} FROM PUBLIC, {', '.join(USER_ROLES)};"
+                existing = [role for role in USER_ROLES if role in self.values["roles"]]
+                fix = f"REVOKE ALL ON {target} FROM {', '.join(['PUBLIC', *existing])};"
             yield finding(
                 "row-level-security-bypassed",
                 name,

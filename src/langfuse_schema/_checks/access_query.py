@@ -27,14 +27,14 @@ QUERY = """(
         WHERE n.nspname || '.' || c.relname = ANY (CAST(:access_tables AS text[]))
     ), owners AS MATERIALIZED (
         SELECT relowner AS oid FROM langfuse UNION
-        SELECT oid FROM pg_roles WHERE rolname = current_user
+        SELECT oid FROM pg_roles WHERE rolname = current_user AND NOT EXISTS (SELECT FROM langfuse)
     ), unlimited AS MATERIALIZED (
         SELECT r.oid FROM pg_roles AS r WHERE r.rolsuper OR r.rolbypassrls
         OR EXISTS (SELECT FROM langfuse AS t WHERE pg_has_role(r.oid, t.relowner, 'USAGE'))
     ), direct AS (
         SELECT t.oid AS read, c.oid, c.relowner, c.relnamespace, c.relkind,
-               EXISTS (SELECT FROM pg_options_to_table(c.reloptions) WHERE option_value::boolean
-                       AND option_name = 'security_invoker') AS invoker
+               EXISTS (SELECT FROM pg_options_to_table(c.reloptions) WHERE CASE option_name
+                       WHEN 'security_invoker' THEN option_value::boolean END) AS invoker
         FROM pg_class AS t JOIN pg_depend AS d ON d.refobjid = t.oid
         AND d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
         JOIN pg_rewrite AS w ON w.oid = d.objid
