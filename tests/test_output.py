@@ -39,7 +39,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("arguments", ["history", "--help"])
+@pytest.mark.parametrize("arguments", ["history", pytest.param("--help", marks=pytest.mark.slow)])
 def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) -> None:
     if not FULL.exists():
         pytest.skip("this system has no /dev/full")
@@ -50,7 +50,9 @@ def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) ->
     assert len(ended.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed", [">&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))]
+)
 def test_closed_streams_do_not_fail_a_command(closed: str) -> None:
     ended = shell(f"$0 history {closed}")
     assert (ended.returncode, ended.stderr) == (0, "")

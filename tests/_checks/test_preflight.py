@@ -87,8 +87,7 @@ def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -
     migrations.upgrade(database.url, CORE)
     database.execute("ALTER TABLE auth.users SET (autovacuum_enabled = off)", SUPERUSER)
     database.execute("ANALYZE reflections, langfuse_traces")
-    outcome = langfuse_schema(database, "preflight")
-    lines = outcome.stdout.splitlines()
+    lines = migrations.preflight(database.url).as_text().splitlines()
     assert [line for line in lines if line[:8].isdigit()] == [
         f"{script.revision} {script.doc}" for script in HISTORY.scripts[1:]
     ]
@@ -99,13 +98,12 @@ def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -
     assert lines[-1] == "Ready: 4 revisions to apply."
 
     database.execute("DROP TABLE reflections")
-    outcome = langfuse_schema(database, "preflight")
-    lines = outcome.stdout.splitlines()
+    lines = migrations.preflight(database.url).as_text().splitlines()
     error = "error[app-table-missing]: the app's table public.reflections does not exist"
     assert lines.index("affected tables:") < lines.index(error)
     assert lines[-1] == "Not ready: 1 error, 0 warnings."
 
-    plan = report(database)["facts"]
+    plan = json.loads(migrations.preflight(database.url).as_json())["facts"]
     assert [one["revision"] for one in plan["pending"]] == list(HISTORY.revisions[1:])
     assert all("SHARE UPDATE EXCLUSIVE" in one["locks"] for one in plan["pending"])
     assert plan["tables"]["public.encouragement_messages"] == {"rows": None, "bytes": 49152}
@@ -113,9 +111,9 @@ def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -
 
 def test_preflight_at_head_prints_that_nothing_is_to_do(database: Database) -> None:
     migrations.upgrade(database.url)
-    outcome = langfuse_schema(database, "preflight")
-    assert outcome.stdout.splitlines()[-1] == f"Already at {HEAD} (head). Nothing to do."
-    assert "affected tables" not in outcome.stdout
+    text = migrations.preflight(database.url).as_text()
+    assert text.splitlines()[-1] == f"Already at {HEAD} (head). Nothing to do."
+    assert "affected tables" not in text
 
 
 @pytest.mark.parametrize("script", HISTORY.scripts, ids=lambda script: script.revision)

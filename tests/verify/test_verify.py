@@ -12,10 +12,12 @@ import sqlalchemy as sa
 from langfuse_schema import migrations, tables
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import SchemaError
-from langfuse_schema.verify import verify
+from langfuse_schema._runtime.target import Target
+from langfuse_schema.verify import as_text, report, verify
 from tests.helpers.databases import (
     CORE,
     HEAD,
+    HISTORY,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
@@ -189,22 +191,25 @@ def test_verify_before_first_upgrade_prints_one_line(database: Database, downgra
         migrations.upgrade(database.url, CORE)
         migrations.downgrade(database.url, "base")
     before = database.catalog()
-    outcome = langfuse_schema(database, "verify")
     name = database.url.database
-    assert outcome.code == 1
-    assert outcome.stdout == (
+    assert report_text(database) == (
         f"error[not-migrated]: the database {name} was never migrated;"
-        f" run `langfuse-schema upgrade {HEAD}`\n"
+        f" run `langfuse-schema upgrade {HEAD}`"
     )
-    report = json.loads(langfuse_schema(database, "verify", "--format", "json").stdout)
-    (finding,) = report["findings"]
-    assert finding["fix"] == [f"langfuse-schema upgrade {HEAD}"]
-    outcome = langfuse_schema(database, "verify", "--verbose")
-    assert outcome.stdout.count("error[table-missing]") == len(langfuse_tables())
-    assert outcome.stdout.count("error[column-missing]") == len(tables.APP_TABLES)
+    (finding,) = verify(database.url)
+    assert finding.fix == (f"langfuse-schema upgrade {HEAD}",)
+    text = report_text(database, verbose=True)
+    assert text.count("error[table-missing]") == len(langfuse_tables())
+    assert text.count("error[column-missing]") == len(tables.APP_TABLES)
     assert database.catalog() == before
-    assert langfuse_schema(database, *finding["fix"][0].split()[1:]).code == 0
+    migrations.upgrade(database.url, HEAD)
     assert verify(database.url) == []
+
+
+def report_text(database: Database, *, verbose: bool = False) -> str:
+    """The text that the command prints."""
+    target = Target.of(database.url)
+    return as_text(report(target, HISTORY, "head", verbose=verbose))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_verify_reports_another_table_with_langfuse_name_once(
         database.execute("GRANT ALL ON langfuse_traces TO anon")
     (finding,) = verify(database.url)
     assert (finding.code, finding.object) == ("name-taken", "public.langfuse_traces")
-    text = langfuse_schema(database, "verify", "--verbose").stdout
+    text = report_text(database, verbose=True)
     number = len(re.findall(r"^error\[", text, re.MULTILINE))
     assert number > 5
     # Privileges on several tables are one of the listed findings.
