@@ -245,7 +245,7 @@ class TestPreflight:
         assert outcome.code == 0
         assert (report["ok"], report["revision"], report["findings"]) == (True, None, [])
         assert report["facts"]["role"] == "postgres"
-        assert report["facts"]["app_tables"]["public.reflections"]["bytes"] > 0
+        assert report["facts"]["tables"]["public.reflections"]["bytes"] > 0
         assert database.catalog() == before
 
     def test_preflight_json_contains_error_as_finding_and_exits_1(self, database: Database) -> None:
@@ -284,10 +284,3 @@ class TestPreflight:
             holder.exec_driver_sql("ROLLBACK")
         assert outcome.code != 0
         assert "database-busy" in outcome.stderr
-
-    def test_preflight_text_ends_with_number_of_errors_and_warnings(
-        self, database: Database
-    ) -> None:
-        migrations.upgrade(database.url, CORE)
-        outcome = langfuse_schema(database, "preflight")
-        assert outcome.stdout.endswith("0 errors, 0 warnings\n")

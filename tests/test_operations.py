@@ -84,7 +84,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
     ),
     "never migrated": (
         lambda database: (reset(database), forget_the_revision(database)),
-        "version-table-missing",
+        "not-migrated",
         UPGRADE,
     ),
 }

@@ -9,20 +9,45 @@ from pathlib import Path
 
 def main() -> None:
     """Import and run the command line."""
-    # Imports leave no garbage, and its collection takes a tenth of the time of a start.
-    gc.disable()
-    from langfuse_schema import cli
-
-    gc.freeze()
-    gc.enable()
-    # A closed stream is None.
+    # A closed stream is None. Libraries keep the streams that exist when they are imported.
     sys.stdout, sys.stderr = (s or Path(os.devnull).open("w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 - open until the end
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # The output is not all ASCII, and some terminals encode ASCII only.
             stream.reconfigure(errors="backslashreplace")
-    cli.main()
+    try:
+        # Imports leave no garbage, and its collection takes a tenth of the time of a start.
+        gc.disable()
+        from langfuse_schema import cli
 
+        gc.freeze()
+        gc.enable()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before the start\n")
+        sys.exit(_BY_SIGINT)
+    code: object = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    except OSError as error:
+        code = _not_written(error)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would fail once more when it flushes the rest at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or _not_written(error)
+    sys.exit(code)  # type: ignore[arg-type] # as given to SystemExit
+
+
+def _not_written(error: OSError) -> int:
+    """Report a full output device, and return the exit code."""
+    sys.stderr.write(f"FAILED: could not write the output: {error}\n")
+    return 2
+
+
+_BY_SIGINT = 130
 
 if __name__ == "__main__":
     main()

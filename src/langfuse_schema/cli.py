@@ -82,7 +82,7 @@ _EXAMPLES_OF = {
     "check": ("check",),
     "stamp": ("stamp REVISION", "stamp base"),
     "preflight": ("preflight", "preflight --format json"),
-    "verify": ("verify", "verify --revision REVISION", "verify --format json"),
+    "verify": ("verify", "verify --revision REVISION", "verify --verbose", "verify --format json"),
     "export": (
         "export supabase/migrations",
         "export supabase/migrations --after REVISION",
@@ -142,10 +142,9 @@ class _CommandLine(CommandLine):
 
         parser = self._add("verify", "Compare the database with the revisions.")
         parser.add_argument("--format", choices=("text", "json"), default="text")
-        parser.add_argument(
-            "--revision", default="head", metavar="ID", help="the expected one (default: head)"
-        )
-        parser.set_defaults(cmd=(_verify, [], ["format", "revision"]))
+        parser.add_argument("--revision", default="head", metavar="ID", help="default: head")
+        parser.add_argument("--verbose", action="store_true", help="list all differences")
+        parser.set_defaults(cmd=(_verify, [], ["format", "revision", "verbose"]))
 
         parser = self._add("export", "Write the revisions as SQL files for the Supabase CLI.")
         parser.add_argument("directory", metavar="DIR", help="usually supabase/migrations")
@@ -235,7 +234,7 @@ def _failed(error: Exception, function: object, *, as_json: bool) -> int:
         if as_json:
             print(Report(None, error.findings).as_json())
         return exit_code(error.findings)
-    if function in _ALEMBIC_COMMANDS:
+    if function in _ALEMBIC_COMMANDS and isinstance(error, CommandError):
         print(_REVISIONS, file=sys.stderr)
         return NOT_IN_RIGHT_STATE
     return CANNOT_RUN
@@ -249,12 +248,13 @@ def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's
     return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
-def _verify(config: Config, format: str, revision: str) -> int:  # noqa: A002 - the option's name
+def _verify(config: Config, format: str, revision: str, verbose: bool) -> int:  # noqa: A002
     from langfuse_schema import verify
 
     configure_logging(config)
     with interrupts(config):
-        report = verify.report(migrations.target_of(config), History.of(config), revision)
+        target, history = migrations.target_of(config), History.of(config)
+        report = verify.report(target, history, revision, verbose=verbose)
     print(report.as_json() if format == "json" else verify.as_text(report))
     return 0 if report.ok else NOT_IN_RIGHT_STATE
 

@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 
 from langfuse_schema import tables
+from langfuse_schema._checks import plan
 from langfuse_schema._checks import preflight as checks
 from langfuse_schema._checks.table_locks import holders
 from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
@@ -116,7 +117,7 @@ def preflight(target: str | URL | sa.Engine | sa.Connection) -> Report:
         target: the URL of the database, an engine, or a connection without an open transaction.
 
     Returns:
-        The errors and warnings, and facts about the database.
+        The errors and warnings, facts about the database, and the plan of the upgrade.
 
     Raises:
         SchemaError: the database cannot be reached or read.
@@ -137,16 +138,16 @@ def preflight_report(config: Config) -> Report:
     with target.connect() as connection, errors_as_findings():
         heads = VERSION_TABLE.heads(connection)
         applied = next(iter(heads), None)
-        facts = checks.facts(connection, history.schema(history.head))
         findings = checks.UpgradeChecks(history).heads(heads)
-        if not findings:
-            upgrade = Position(history, applied, history.after(applied))
+        upgrade = None if findings else Position(history, applied, history.after(applied))
+        facts = plan.facts(connection, upgrade)
+        if upgrade is not None:
             findings = checks.check(connection, upgrade)
             connection.rollback()
             if upgrade.pending:
                 findings += pooler_detection.detect(connection)
-                timeout = target.options.lock_timeout
-                findings += holders(connection, upgrade, timeout)
+                if facts["locks_readable"]:
+                    findings += holders(connection, upgrade, target.options.lock_timeout)
         return Report(applied, tuple(findings), facts)
 
 

@@ -11,6 +11,7 @@ from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema._runtime import alembic_internals, environment, settings
 from langfuse_schema._runtime.options import Options, invalid_option
 from langfuse_schema._runtime.runner import Checks, Runner
+from langfuse_schema._runtime.target import DRIVERS
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from alembic.runtime.environment import EnvironmentContext
 
 __all__ = ["Checks", "Finding", "SchemaError", "run_migrations"]
-
-_DRIVERS = ("psycopg2", "psycopg")
 
 
 def run_migrations(  # noqa: PLR0913 - the options of a run
@@ -113,7 +112,7 @@ def _check_connection(connection: object) -> None:
     if dialect.name != "postgresql":
         values = {"dialect": dialect.name, "example": EXAMPLE}
         raise SchemaError(finding("url-not-postgresql", "the engine", **values))
-    if dialect.is_async or dialect.driver not in _DRIVERS:
+    if dialect.is_async or dialect.driver not in DRIVERS:
         raise SchemaError(finding("driver-unsupported", "the engine", driver=dialect.driver))
 
 

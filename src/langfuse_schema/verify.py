@@ -9,8 +9,10 @@ from alembic.util import CommandError
 
 from langfuse_schema._checks import checklist, drift
 from langfuse_schema._history.chain import History
+from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import counted
+from langfuse_schema._postgres.sessions import SCRIPT
 from langfuse_schema._runtime import settings
 from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.target import Target
@@ -32,7 +34,7 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
         revision: the expected revision: `head`, or a revision id.
 
     Returns:
-        The differences; empty if there is none.
+        The differences and warnings; empty if there is none.
 
     Raises:
         SchemaError: the database cannot be reached or read, or a migration is running.
@@ -43,8 +45,11 @@ def verify(target: str | URL | sa.Engine | sa.Connection, revision: str = "head"
         return list(report(database, History.packaged(), revision).findings)
 
 
-def report(target: Target, history: History, revision: str) -> Report:
-    """Run `verify` on a target, with the facts of its JSON form."""
+def report(target: Target, history: History, revision: str, *, verbose: bool = False) -> Report:
+    """Run `verify` on a target, with the facts of its JSON form.
+
+    With `verbose`, all differences are listed, those of one cause too.
+    """
     expected = history.resolve(revision)
     if expected is None:
         raise CommandError(f"verify compares with a revision, not with {revision}")
@@ -53,7 +58,7 @@ def report(target: Target, history: History, revision: str) -> Report:
         errors_as_findings(),
         _read_only(connection, target.options.lock_timeout),
     ):
-        return drift.report(connection, history, expected)
+        return drift.report(connection, history, expected, verbose=verbose)
 
 
 @contextmanager
@@ -64,10 +69,10 @@ def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]
     mode = "ISOLATION LEVEL REPEATABLE READ READ ONLY"
     # An engine in autocommit mode begins no transaction by itself.
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
-    connection.exec_driver_sql(begin)
+    values = settings.session_settings(lock_timeout) | catalog.PINNED
+    script = [begin, *(f"SET LOCAL {name} TO '{value}'" for name, value in values.items())]
+    connection.exec_driver_sql("; ".join(script), execution_options=SCRIPT)
     try:
-        settings.set_locally(connection, lock_timeout)
-        connection.exec_driver_sql("SET LOCAL search_path TO pg_catalog")
         yield
     finally:
         if driver.autocommit:
@@ -76,7 +81,13 @@ def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]
 
 
 def as_text(report: Report) -> str:
-    """Return a report as text: the checklist, then the differences."""
+    """Return a report as text: the checklist, then the differences.
+
+    Before the first upgrade, it is one line with the command to run.
+    """
+    if not report.facts["migrated"] and len(report.findings) == 1:
+        (only,) = report.findings
+        return f"{only.severity}[{only.code}]: {only.message}; run `{only.fix[-1]}`"
     lines = [checklist.shown(check) for check in report.facts["checks"]]
     lines += [str(finding) for finding in report.findings]
     facts = report.facts
@@ -88,4 +99,8 @@ def as_text(report: Report) -> str:
     for fact in ("extra_indexes", "column_order", "additional_row_security", "other_grants"):
         if facts[fact]:
             lines.append(f"{fact.replace('_', ' ')}: {', '.join(facts[fact])}")
-    return "\n".join([*lines, counted(len(report.findings), "difference")])
+    warnings = sum(one.severity == "warning" for one in report.findings)
+    conclusion = counted(len(report.findings) - warnings, "difference")
+    if warnings:
+        conclusion += f", {counted(warnings, 'warning')}"
+    return "\n".join([*lines, conclusion])

@@ -7,12 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from langfuse_schema import migrations
-from langfuse_schema._checks import requirements
+from langfuse_schema._checks import plan, requirements
 from tests.helpers.databases import (
     AOI,
     CORE,
+    HEAD,
+    HISTORY,
     LINKS,
     POLICIES,
     SUPERUSER,
@@ -22,6 +25,8 @@ from tests.helpers.databases import (
 )
 
 if TYPE_CHECKING:
+    from alembic.script import Script
+
     from tests.conftest import OwnServer
 
 INDEX = "idx_reflections_langfuse_trace_id"
@@ -71,11 +76,49 @@ def test_preflight_reports_server_roles_and_sizes_as_facts(
         "postgres",
         ["anon", "authenticated", "service_role"],
     )
-    assert facts["app_tables"]["public.reflections"]["rows"] > 0
-    assert facts["app_tables"]["public.reflections"]["bytes"] > 0
+    assert facts["tables"]["public.reflections"]["rows"] > 0
+    assert facts["tables"]["public.reflections"]["bytes"] > 0
     assert "SELECT" not in facts["default_privileges"].get("anon", "")
     legacy = report(legacy_database)["facts"]["default_privileges"]
     assert all("SELECT" in legacy[role] for role in ("anon", "authenticated", "service_role"))
+
+
+def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute("ALTER TABLE auth.users SET (autovacuum_enabled = off)", SUPERUSER)
+    database.execute("ANALYZE reflections, langfuse_traces")
+    lines = migrations.preflight(database.url).as_text().splitlines()
+    assert [line for line in lines if line[:8].isdigit()] == [
+        f"{script.revision} {script.doc}" for script in HISTORY.scripts[1:]
+    ]
+    assert any(line.startswith("  locks: for one app table at a time, SHARE ROW") for line in lines)
+    assert "  public.reflections: about 3 rows, 48 kB" in lines
+    assert "  public.encouragement_messages: an unknown number of rows, 48 kB" in lines
+    assert any(line.startswith("  public.langfuse_traces: about 0 rows") for line in lines)
+    assert lines[-1] == "Ready: 4 revisions to apply."
+
+    database.execute("DROP TABLE reflections")
+    lines = migrations.preflight(database.url).as_text().splitlines()
+    error = "error[app-table-missing]: the app's table public.reflections does not exist"
+    assert lines.index("affected tables:") < lines.index(error)
+    assert lines[-1] == "Not ready: 1 error, 0 warnings."
+
+    plan = json.loads(migrations.preflight(database.url).as_json())["facts"]
+    assert [one["revision"] for one in plan["pending"]] == list(HISTORY.revisions[1:])
+    assert all("SHARE UPDATE EXCLUSIVE" in one["locks"] for one in plan["pending"])
+    assert plan["tables"]["public.encouragement_messages"] == {"rows": None, "bytes": 49152}
+
+
+def test_preflight_at_head_prints_that_nothing_is_to_do(database: Database) -> None:
+    migrations.upgrade(database.url)
+    text = migrations.preflight(database.url).as_text()
+    assert text.splitlines()[-1] == f"Already at {HEAD} (head). Nothing to do."
+    assert "affected tables" not in text
+
+
+@pytest.mark.parametrize("script", HISTORY.scripts, ids=lambda script: script.revision)
+def test_each_revision_states_its_locks(script: Script) -> None:
+    assert plan.heading(script.module.__doc__ or "", "Locks")
 
 
 def test_preflight_warns_about_open_transaction_on_app_table(database: Database) -> None:
@@ -88,6 +131,23 @@ def test_preflight_warns_about_open_transaction_on_app_table(database: Database)
     assert (finding["code"], finding["severity"]) == ("table-in-use", "warning")
     assert finding["object"] == "public.reflections"
     assert "supabase_admin, payroll" in finding["cause"]
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_preflight_shows_japanese_query_in_any_client_encoding(
+    database: Database, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A URL is opened with UTF8. The engine of a program keeps its encoding."""
+    engine = sa.create_engine(database.url, connect_args={"client_encoding": encoding})
+    with database.connect(SUPERUSER) as holder:
+        holder.exec_driver_sql("BEGIN; SELECT 1 FROM reflections /* 長い */")
+        monkeypatch.setenv("PGCLIENTENCODING", encoding)
+        (of_url,) = migrations.preflight(database.url).findings
+        (of_engine,) = migrations.preflight(engine).findings
+        holder.exec_driver_sql("ROLLBACK")
+    engine.dispose()
+    assert str(of_url.cause).endswith("SELECT 1 FROM reflections /* 長い */")
+    assert str(of_engine.cause).endswith("SELECT 1 FROM reflections /* ?? */")
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,7 @@ class TestExistingTables:
         database.execute(plan_sql(*PLAN_REVISIONS).replace("'failed'", "'failed', 'lost'"))
         refused(
             database,
-            "revision-missing",
+            "plan-already-run",
             "1 difference from revision",
             "constraint-differs",
             "public.langfuse_scores: langfuse_scores_status_check",
@@ -297,8 +297,29 @@ class TestExistingTables:
     ) -> None:
         sql = plan_sql(*PLAN_REVISIONS).replace("auth.uid() = user_id", "true")
         database.execute(sql)
-        refused(database, "revision-missing", f"langfuse-schema stamp {POLICIES}")
+        refused(database, "plan-already-run", f"langfuse-schema stamp {POLICIES}")
         refused(database, "policy-differs", "Users can view their own traces", "USING true")
+
+    @pytest.mark.parametrize("recorded", [False, True])
+    def test_plan_with_missing_policy_is_described_as_plan(
+        self, database: Database, recorded: bool
+    ) -> None:
+        database.execute(plan_sql(*PLAN_REVISIONS))
+        database.execute('DROP POLICY "Users can view their own traces" ON langfuse_traces')
+        described = "the plan's SQL was run up to"
+        if recorded:
+            migrations.stamp(database.url, POLICIES)
+            described = "Restore it as the plan's SQL creates it:"
+        with pytest.raises(SchemaError, match=described) as refusal:
+            migrations.upgrade(database.url)
+        assert "revisions" not in str(refusal.value)
+        (missing,) = (one for one in refusal.value.findings if one.code == "policy-missing")
+        for statement in missing.fix:
+            database.execute(statement)
+        if not recorded:
+            migrations.stamp(database.url, POLICIES)
+        migrations.upgrade(database.url)
+        assert verify(database.url) == []
 
     def test_existing_policy_with_name_of_later_revision_conflicts(
         self, database: Database

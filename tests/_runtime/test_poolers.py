@@ -36,7 +36,9 @@ PORT = 6543  # the name of a socket file only
 
 
 @contextmanager
-def pooler(database: Database, folder: Path, mode: str, size: int) -> Iterator[Database]:
+def pooler(
+    database: Database, folder: Path, mode: str, size: int, clients: int = 200
+) -> Iterator[Database]:
     """Run PgBouncer in front of a database; what it yields is that database through it."""
     assert PGBOUNCER, "pgbouncer is not installed"
     socket = Path(tempfile.mkdtemp(prefix=f"{mode}-", dir=folder))
@@ -48,7 +50,7 @@ def pooler(database: Database, folder: Path, mode: str, size: int) -> Iterator[D
         f"[databases]\n* = host={url.query['host']} port={url.query['port']}\n"
         f"[pgbouncer]\nlisten_port = {PORT}\nunix_socket_dir = {socket}\n"
         f"auth_type = trust\nauth_file = {users}\npool_mode = {mode}\n"
-        f"default_pool_size = {size}\nmax_client_conn = 200\nlogfile = {socket}/log\n"
+        f"default_pool_size = {size}\nmax_client_conn = {clients}\nlogfile = {socket}/log\n"
     )
     as_root = os.geteuid() == 0
     if as_root:
@@ -116,6 +118,19 @@ def assert_refused(database: Database, through: Database, project: Project = OWN
     assert "5432" in str(finding.advice)
     assert "session mode" in str(finding.advice)
     assert advisory_locks(database) == 0
+    assert database.catalog() == before
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_pooler_without_free_client_slot_is_refused_before_any_change(
+    database: Database, scratch: Path, mode: str
+) -> None:
+    before = database.catalog()
+    with pooler(database, scratch, mode, 2, clients=1) as through:
+        with pytest.raises(SchemaError, match="max_client_conn") as refused:
+            migrations.upgrade(through.url)
+        assert [finding.code for finding in refused.value.findings] == ["pooler-full"]
+        assert advisory_locks(database) == 0
     assert database.catalog() == before
 
 

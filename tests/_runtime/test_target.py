@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,9 +16,11 @@ from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema._postgres.urls import parse_url
 from langfuse_schema._runtime.options import Options, parse_options
 from langfuse_schema._runtime.target import configured_url
+from langfuse_schema.verify import verify
 from tests.helpers.databases import Database, alembic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 URL = "postgresql://u:p@host:6432/app"
@@ -44,7 +47,42 @@ def test_upgrade_refuses_target_that_is_not_postgresql(target: object, code: str
         migrations.upgrade(target)  # type: ignore[arg-type] # on purpose
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "pg8000"])
+@pytest.mark.parametrize("function", [migrations.upgrade, migrations.preflight, verify])
+def test_engine_of_other_driver_is_refused_with_url_to_pass(
+    driver: str, function: Callable[[sa.Engine], object]
+) -> None:
+    # The drivers need not be installed.
+    module = SimpleNamespace(paramstyle="format", __version__="1.31.0")
+    engine = sa.create_engine(f"postgresql+{driver}://u@127.0.0.1:1/x", module=module)
+    with pytest.raises(SchemaError, match=f"driver {driver}.*\n.*\n.*upgrade\\(engine.url\\)"):
+        function(engine)
+
+
+def test_url_of_refused_engine_works(database: Database) -> None:
+    url = database.url.set(drivername="postgresql+asyncpg")
+    assert migrations.preflight(url).findings == ()
+
+
+def test_psycopg_engine_that_prepares_every_statement_works(database: Database) -> None:
+    url = database.url.set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, connect_args={"prepare_threshold": 0})
+    assert migrations.preflight(engine).findings == ()
+    migrations.upgrade(engine)
+    assert verify(engine) == []
+    with engine.connect() as connection:
+        assert verify(connection) == []
+        driver_connection: Any = connection.connection.dbapi_connection
+        assert driver_connection.prepare_threshold == 0
+    engine.dispose()
+
+
 class TestUrl:
+    def test_schema_in_url_is_refused_unless_public(self) -> None:
+        with pytest.raises(SchemaError, match=r"url-schema-unsupported.*the schema app"):
+            parse_url(f"{URL}?schema=app", "DATABASE_URL")
+        assert parse_url(f"{URL}?schema=public", "DATABASE_URL").query == {}
+
     @pytest.mark.parametrize(
         "scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"]
     )

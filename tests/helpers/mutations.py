@@ -486,6 +486,140 @@ REVISION_MUTATIONS = (
     changed(f"ALTER TABLE {VERSION} SET UNLOGGED", VERSION),
 )
 
+UID = "CREATE OR REPLACE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS"
+USER = "a0000000-0000-4000-8000-000000000001"
+ALL_TRACES = f"SELECT trace_id, input FROM {TRACES}"
+COUNT = "FUNCTION public.count_traces() RETURNS bigint LANGUAGE"
+GRANT_VIEW = "GRANT SELECT ON public.all_traces TO authenticated"
+
+ACCESS_MUTATIONS = (
+    changed(
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC, anon, authenticated, service_role",
+        "public",
+        cleanup="GRANT USAGE ON SCHEMA public TO PUBLIC, anon",
+    ),
+    changed("ALTER ROLE service_role NOBYPASSRLS", "service_role", user=SUPERUSER),
+    changed("ALTER ROLE authenticated BYPASSRLS", "authenticated", user=SUPERUSER),
+    changed("ALTER ROLE anon BYPASSRLS SUPERUSER", "anon", user=SUPERUSER),
+    changed("GRANT service_role TO authenticated", "authenticated"),
+    changed("GRANT service_role TO anon", "anon", user=SUPERUSER),
+    changed("GRANT pg_read_all_data TO authenticated", "authenticated", user=SUPERUSER),
+    changed("GRANT pg_read_server_files TO anon", "anon", user=SUPERUSER),
+    changed("GRANT supabase_admin TO anon", "anon", user=SUPERUSER),
+    changed(
+        f"CREATE ROLE staff; GRANT UPDATE (endpoint) ON {LIMITS} TO staff;"
+        " CREATE ROLE team; GRANT staff TO team; GRANT team TO authenticated",
+        "authenticated",
+        user=SUPERUSER,
+        cleanup="DROP OWNED BY staff; DROP ROLE staff, team",
+    ),
+    changed(
+        "REVOKE EXECUTE ON FUNCTION auth.uid() FROM PUBLIC",
+        "auth.uid()",
+        user=SUPERUSER,
+        cleanup="GRANT EXECUTE ON FUNCTION auth.uid() TO PUBLIC;"
+        " REVOKE EXECUTE ON FUNCTION auth.uid() FROM authenticated",
+    ),
+    changed(f"{UID} $$ SELECT '{USER}'::uuid $$", "auth.uid()", user=SUPERUSER),
+    changed(f"{UID} 'SELECT NULL::uuid'", "auth.uid()", user=SUPERUSER),
+    changed(
+        f"{UID} $$ SELECT coalesce(nullif(current_setting('request.jwt.claims', true), '')::json"
+        f" ->> 'sub', '{USER}')::uuid $$",
+        "auth.uid()",
+        user=SUPERUSER,
+    ),
+    changed(
+        f"{UID} $$ SELECT (current_setting('request.jwt.claims', true)::json ->> 'id')::uuid $$",
+        "auth.uid()",
+        user=SUPERUSER,
+    ),
+    changed("ALTER FUNCTION auth.uid() VOLATILE", "auth.uid()", user=SUPERUSER),
+    changed("ALTER FUNCTION auth.uid() IMMUTABLE", "auth.uid()", user=SUPERUSER),
+    changed(f"CREATE UNIQUE INDEX mine ON {TRACES} (trace_id, input)", "public.mine"),
+    changed(
+        "CREATE UNIQUE INDEX mine ON public.reflections (langfuse_trace_id, body)", "public.mine"
+    ),
+    changed(
+        f"CREATE VIEW public.all_traces AS {ALL_TRACES}; {GRANT_VIEW}",
+        "public.all_traces",
+        cleanup="DROP VIEW public.all_traces",
+    ),
+    changed(
+        f"CREATE VIEW public.all_traces AS {ALL_TRACES};"
+        " REVOKE ALL ON public.all_traces FROM anon, authenticated;"
+        " GRANT DELETE ON public.all_traces TO anon",
+        "public.all_traces",
+        cleanup="DROP VIEW public.all_traces",
+    ),
+    changed(
+        f"CREATE VIEW public.all_traces AS {ALL_TRACES};"
+        " REVOKE ALL ON public.all_traces FROM anon, authenticated;"
+        ' CREATE VIEW public."Outer" WITH (security_invoker = on) AS TABLE public.all_traces;'
+        ' GRANT SELECT ON public."Outer" TO authenticated',
+        'public."Outer"',
+        since=15,
+        cleanup='DROP VIEW public."Outer", public.all_traces',
+    ),
+    changed(
+        f"CREATE VIEW public.mine WITH (security_invoker = on) AS {ALL_TRACES};"
+        f" CREATE VIEW public.all_traces AS TABLE public.mine; {GRANT_VIEW}",
+        "public.all_traces",
+        since=15,
+        cleanup="DROP VIEW public.all_traces, public.mine",
+    ),
+    changed(
+        f"CREATE MATERIALIZED VIEW public.all_traces AS {ALL_TRACES}; {GRANT_VIEW}",
+        "public.all_traces",
+        cleanup="DROP MATERIALIZED VIEW public.all_traces",
+    ),
+    changed(
+        f"CREATE {COUNT} sql SECURITY DEFINER AS 'SELECT count(*) FROM {TRACES}'",
+        "public.count_traces()",
+        cleanup="DROP FUNCTION public.count_traces()",
+    ),
+    changed(
+        f"CREATE {COUNT.replace('()', '(day date)')} plpgsql SECURITY DEFINER AS"
+        f" $$ BEGIN RETURN (SELECT count(*) FROM {TRACES}); END $$",
+        "public.count_traces(day date)",
+        cleanup="DROP FUNCTION public.count_traces(date)",
+    ),
+    changed(
+        "; ".join(f"ALTER TABLE {table} OWNER TO authenticator" for table in ALL_TABLES),
+        *ALL_TABLES,
+        user=SUPERUSER,
+    ),
+)
+
+HARMLESS = f"""
+    CREATE FUNCTION public.handle_new_user() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    AS $$ BEGIN RETURN new; END $$;
+    CREATE FUNCTION public.log_trace() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    AS $$ BEGIN INSERT INTO {TRACES} DEFAULT VALUES; RETURN new; END $$;
+    CREATE FUNCTION public.is_coach() RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER
+    AS 'SELECT EXISTS (SELECT FROM public.ai_coach_messages)';
+    CREATE FUNCTION public.own_traces() RETURNS bigint LANGUAGE sql STABLE
+    AS 'SELECT count(*) FROM {TRACES}';
+    CREATE FUNCTION public.for_the_job() RETURNS bigint LANGUAGE sql STABLE SECURITY DEFINER
+    AS 'SELECT count(*) FROM {TRACES}';
+    REVOKE ALL ON FUNCTION public.for_the_job() FROM PUBLIC, anon, authenticated;
+    CREATE VIEW public.messages AS SELECT id, body FROM public.ai_coach_messages;
+    GRANT SELECT ON public.messages TO anon, authenticated;
+    CREATE VIEW public.checked WITH (security_barrier, check_option = local)
+    AS SELECT id, body FROM public.ai_coach_messages;
+    CREATE VIEW public.dashboard AS {ALL_TRACES};
+    REVOKE ALL ON public.dashboard FROM anon, authenticated;
+    GRANT SELECT ON public.dashboard TO service_role;
+    CREATE SCHEMA reporting;
+    CREATE VIEW reporting.traces AS {ALL_TRACES};
+    GRANT SELECT ON reporting.traces TO authenticated;
+    CREATE ROLE app_users;
+    GRANT SELECT, INSERT ON public.reflections TO app_users;
+    GRANT app_users TO authenticated;
+    CREATE INDEX mine ON {TRACES} (tags);
+    CREATE UNIQUE INDEX theirs ON public.reflections (user_id, id);
+"""
+"""What an app adds to a healthy database."""
+
 MUTATIONS = (
     *TABLE_MUTATIONS,
     *COLUMN_MUTATIONS,
@@ -496,4 +630,5 @@ MUTATIONS = (
     *GRANT_MUTATIONS,
     *ATTACHED_MUTATIONS,
     *REVISION_MUTATIONS,
+    *ACCESS_MUTATIONS,
 )

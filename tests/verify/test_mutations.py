@@ -8,8 +8,23 @@ from typing import TYPE_CHECKING
 
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
-from tests.helpers.databases import Database, insert_example_rows, langfuse_schema, langfuse_tables
-from tests.helpers.mutations import MUTATIONS, REBUILD, SUPERUSER, Mutation
+from tests.helpers.databases import (
+    HARDENED,
+    Database,
+    insert_example_rows,
+    langfuse_schema,
+    langfuse_tables,
+)
+from tests.helpers.effective_access import effective_access, user_of
+from tests.helpers.hosted import add_platform_tables, enable_automatic_rls
+from tests.helpers.mutations import (
+    ACCESS_MUTATIONS,
+    HARMLESS,
+    MUTATIONS,
+    REBUILD,
+    SUPERUSER,
+    Mutation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,7 +88,10 @@ def rebuild(sessions: Sessions) -> None:
 
 def problem_with(sessions: Sessions, mutation: Mutation) -> str | None:
     """Make the change, look, follow the remedies, and look again."""
+    of_access = mutation in ACCESS_MUTATIONS
+    access = effective_access(sessions.connections[SUPERUSER]) if of_access else set()
     sessions.execute(mutation.sql, mutation.user)
+    access |= effective_access(sessions.connections[SUPERUSER]) if of_access else set()
     findings = sessions.verify()
     found = {finding.object for finding in findings}
     if found != mutation.objects:
@@ -82,10 +100,17 @@ def problem_with(sessions: Sessions, mutation: Mutation) -> str | None:
         rebuild(sessions)
     elif mutation.undo:
         sessions.execute(mutation.undo, mutation.user)
+    elif of_access:
+        for finding in findings:
+            named = finding.code in ("access-missing", "role-differs", "uid-function-differs")
+            follow(sessions, [finding], user_of(finding) if named else mutation.user)
     else:
         follow(sessions, findings, mutation.user)
+    opened = effective_access(sessions.connections[SUPERUSER]) - access if of_access else set()
     if mutation.cleanup:
-        sessions.execute(mutation.cleanup)
+        sessions.execute(mutation.cleanup, SUPERUSER)
+    if opened:
+        return f"opened by the remedies: {sorted(opened)}"
     left = sessions.verify()
     return f"left after the remedies: {[str(finding) for finding in left]}" if left else None
 
@@ -116,6 +141,21 @@ def test_verify_reports_every_mutation_with_fix_that_repairs_it(
     assert number >= 80
     record_property("mutations of a database found by verify", number)
     record_property("of them undone by the printed remedy", repaired)
+
+
+def test_verify_and_preflight_report_nothing_in_healthy_database_of_an_app(
+    any_world: Database,
+) -> None:
+    migrations.upgrade(any_world.url, HARDENED)
+    any_world.execute(HARMLESS, SUPERUSER)
+    enable_automatic_rls(any_world)
+    add_platform_tables(any_world)
+    try:
+        assert migrations.preflight(any_world.url).findings == ()
+        migrations.upgrade(any_world.url)
+        assert verify(any_world.url) == []
+    finally:
+        any_world.execute("DROP OWNED BY app_users; DROP ROLE app_users", SUPERUSER)
 
 
 def test_every_mutation_without_repairing_fix_has_a_reason() -> None:

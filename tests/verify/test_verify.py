@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
 
-from langfuse_schema import migrations
+from langfuse_schema import migrations, tables
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import SchemaError
-from langfuse_schema.verify import verify
+from langfuse_schema._runtime.target import Target
+from langfuse_schema.verify import as_text, report, verify
 from tests.helpers.databases import (
+    CORE,
     HEAD,
+    HISTORY,
     LINKS,
     PLAN_REVISIONS,
     POLICIES,
     REVISIONS,
+    SUPERUSER,
     Database,
     alembic,
     insert_example_rows,
     langfuse_schema,
+    langfuse_tables,
     plan_sql,
 )
 
@@ -175,19 +181,69 @@ def test_verify_ticks_no_line_that_was_not_compared(database: Database) -> None:
 
 def ticks(database: Database) -> dict[str, str]:
     """The mark of each line of the checklist by its title."""
-    lines = langfuse_schema(database, "verify").stdout.splitlines()
+    lines = langfuse_schema(database, "verify", "--verbose").stdout.splitlines()
     return {line[4:].partition(" … ")[0]: line[:3] for line in lines if line.startswith("[")}
 
 
-def test_verify_before_first_upgrade_reports_every_object_missing(database: Database) -> None:
-    found = codes(database)
-    assert ("version-table-missing", VERSION) in found
-    assert ("table-missing", "public.langfuse_traces") in found
-    assert ("column-missing", "public.reflections.langfuse_trace_id") in found
+@pytest.mark.parametrize("downgraded", [False, True])
+def test_verify_before_first_upgrade_prints_one_line(database: Database, downgraded: bool) -> None:
+    if downgraded:
+        migrations.upgrade(database.url, CORE)
+        migrations.downgrade(database.url, "base")
     before = database.catalog()
-    outcome = langfuse_schema(database, "verify")
-    assert outcome.code == 1
+    name = database.url.database
+    assert report_text(database) == (
+        f"error[not-migrated]: the database {name} was never migrated;"
+        f" run `langfuse-schema upgrade {HEAD}`"
+    )
+    (finding,) = verify(database.url)
+    assert finding.fix == (f"langfuse-schema upgrade {HEAD}",)
+    text = report_text(database, verbose=True)
+    assert text.count("error[table-missing]") == len(langfuse_tables())
+    assert text.count("error[column-missing]") == len(tables.APP_TABLES)
     assert database.catalog() == before
+    migrations.upgrade(database.url, HEAD)
+    assert verify(database.url) == []
+
+
+def report_text(database: Database, *, verbose: bool = False) -> str:
+    """The text that the command prints."""
+    target = Target.of(database.url)
+    return as_text(report(target, HISTORY, "head", verbose=verbose))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "TABLE langfuse_traces (id bigint PRIMARY KEY, note text, user_id text)",
+        "VIEW langfuse_traces AS SELECT 1 AS trace_id",
+        "MATERIALIZED VIEW langfuse_traces AS SELECT 1 AS trace_id",
+    ],
+)
+def test_verify_reports_another_table_with_langfuse_name_once(
+    database: Database, table: str
+) -> None:
+    migrations.upgrade(database.url)
+    database.execute("DROP TABLE langfuse_traces CASCADE")
+    database.execute(f"CREATE {table}")
+    if table.startswith("TABLE"):
+        database.execute("GRANT ALL ON langfuse_traces TO anon")
+    (finding,) = verify(database.url)
+    assert (finding.code, finding.object) == ("name-taken", "public.langfuse_traces")
+    text = report_text(database, verbose=True)
+    number = len(re.findall(r"^error\[", text, re.MULTILINE))
+    assert number > 5
+    # Privileges on several tables are one of the listed findings.
+    counted = re.search(r"with (\d+) differences", str(finding.found))
+    assert counted
+    assert number <= int(counted[1])
+    for _ in range(2):
+        for statement in [one for found in verify(database.url) for one in found.fix]:
+            database.execute(statement)
+    assert verify(database.url) == []
+    assert database.execute("SELECT to_regclass('langfuse_traces_before') IS NULL") == [(False,)]
+    anon = "SELECT has_table_privilege('anon', 'public.langfuse_traces', 'SELECT')"
+    assert database.execute(anon) == [(False,)]
 
 
 def test_verify_compares_earlier_revision_with_its_own_snapshot(database: Database) -> None:
@@ -256,6 +312,38 @@ def test_verify_accepts_engine_of_any_driver_and_isolation_level(
     with engine.connect() as connection:
         assert [finding.code for finding in verify(connection)] == ["index-missing"]
         assert connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "off"
+
+
+PARTITIONED_USERS = """
+    ALTER TABLE ai_coach_messages DROP CONSTRAINT ai_coach_messages_user_id_fkey;
+    ALTER TABLE encouragement_messages DROP CONSTRAINT encouragement_messages_user_id_fkey;
+    ALTER TABLE reflections DROP CONSTRAINT reflections_user_id_fkey;
+    DROP TABLE auth.users;
+    CREATE TABLE auth.users (id uuid PRIMARY KEY, email text) PARTITION BY HASH (id);
+    CREATE TABLE auth.users_0 PARTITION OF auth.users FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+    CREATE TABLE auth.users_1 PARTITION OF auth.users FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+    GRANT ALL ON auth.users TO postgres
+"""
+
+
+def test_upgrade_and_verify_accept_partitioned_users_table(database: Database) -> None:
+    database.execute(PARTITIONED_USERS, SUPERUSER)
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url)
+    assert verify(database.url) == []
+
+
+def test_commands_accept_quote_all_identifiers(database: Database) -> None:
+    name = database.url.database
+    database.execute(f'ALTER DATABASE "{name}" SET quote_all_identifiers = on')
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url, POLICIES)
+    assert migrations.preflight(database.url).findings == ()
+    migrations.upgrade(database.url)
+    assert verify(database.url) == []
+    with sa.create_engine(database.url, poolclass=sa.NullPool).connect() as connection:
+        assert verify(connection) == []
+        assert connection.exec_driver_sql("SHOW quote_all_identifiers").scalar() == "on"
 
 
 def test_verify_reports_database_busy_when_table_is_locked(database: Database) -> None:

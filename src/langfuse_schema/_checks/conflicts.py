@@ -85,7 +85,7 @@ def unrecorded_tables(found: Tables, history: History, roles: Collection[str]) -
     revision, number = nearest
     known = history.schema(history.head)
     present = [name for name, table in known.items() if name in found and not table.partial]
-    by_plan = revision in history.plan and not number
+    by_plan = revision in history.plan
     expected = {
         name: replace(table, grants=frozenset(g for g in table.grants if g.role in roles))
         for name, table in history.schema(revision).items()
@@ -251,7 +251,11 @@ def _conflict(
     aspect = cast("Aspect", type(part).__name__.lower())
     if before is not None or existing is None:
         differs = _repairable(Difference(aspect, table, actual, before or part, existing))
-        advice = "Keep yours under another name, and restore the one of the revisions:"
+        by_plan = upgrade.applied in upgrade.history.plan
+        author = "the plan's SQL" if by_plan else f"revision {upgrade.applied}"
+        advice = f"Restore it as {author} creates it:"
+        if existing is not None:
+            advice = f"Keep it under another name. {advice}"
         yield replace(differs, advice=advice)
     elif isinstance(existing, Index) and not existing.valid:
         place = f"{table.schema}.{existing.name}"

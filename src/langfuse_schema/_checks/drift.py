@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import conflicts, platform_locks
+from langfuse_schema._checks import access, conflicts, platform_locks
 from langfuse_schema._checks.checklist import Checklist
 from langfuse_schema._checks.observation import Observation, observe
 from langfuse_schema._history.chain import VERSION_TABLE
@@ -15,6 +15,7 @@ from langfuse_schema._postgres.compare import (
     Difference,
     additional_indexes,
     compare,
+    is_another_table,
     same_column_order,
 )
 from langfuse_schema._postgres.findings import Finding, Report, finding
@@ -32,19 +33,22 @@ if TYPE_CHECKING:
 _VERSION = str(VERSION_TABLE)
 
 
-def report(connection: Connection, history: History, target: str) -> Report:
+def report(
+    connection: Connection, history: History, target: str, *, verbose: bool = False
+) -> Report:
     """Compare a database with the snapshot of a revision.
 
     Arguments:
         connection: in a read-only transaction that sees one state.
         history: the chain.
         target: the expected revision.
+        verbose: list all differences, those of one cause too.
     """
     started = time.perf_counter()
-    names = {name for revision in history.revisions for name in history.schema(revision)}
-    database = observe(connection, sorted(names))
+    tables = {n: t for one in history.revisions for n, t in history.schema(one).items()}
+    database = observe(connection, tables)
     elapsed = round((time.perf_counter() - started) * 1000, 1)
-    return _Comparison(database, history, target).report(elapsed)
+    return _Comparison(database, history, target, verbose=verbose).report(elapsed)
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,13 @@ class _Position:
 class _Comparison:
     """The comparison of one observed database."""
 
-    def __init__(self, database: Observation, history: History, target: str) -> None:
+    def __init__(
+        self, database: Observation, history: History, target: str, *, verbose: bool
+    ) -> None:
         self._database = database
         self._history = history
         self._target = target
+        self._verbose = verbose
         self._owner, self._owner_findings = _expected_owner(database, self._expected(target))
 
     def report(self, elapsed: float) -> Report:
@@ -74,8 +81,8 @@ class _Comparison:
         differences = self._differences(position.compared) if position.compared else []
         of_position = [position.finding] if position.finding else []
         of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
-        repairs = messages.findings_of(differences, self._repair)
-        findings = [*of_version, *repairs]
+        of_access = database.access.findings(self._history.schema(position.compared))
+        findings = [*of_version, *self._findings(differences), *of_access]
         findings = [*of_position, *findings] if position.first else [*findings, *of_position]
         findings = list(platform_locks.with_locks(findings, database.policy_tables))
         expected = self._expected(self._target)
@@ -84,17 +91,32 @@ class _Comparison:
         compared = differences if position.compared else None
         if position.compared not in (None, self._target):
             compared = self._differences(self._target)
-        pairs = [
-            (table, database.tables[name])
-            for name, table in expected.items()
-            if name in database.tables and not table.partial
-        ]
         facts = {
             "target": self._target,
             "compared_with": position.compared,
+            "migrated": self._is_migrated(),
             "revision_readable": database.revisions is not None,
             **database.facts,
-            "extra_indexes": [index for pair in pairs for index in additional_indexes(*pair)],
+            **self._beyond(expected),
+            "elapsed_milliseconds": elapsed,
+            "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),
+        }
+        return Report(recorded, tuple(findings), facts)
+
+    def _beyond(self, expected: Tables) -> dict[str, list[str]]:
+        """Return the facts about complete tables that are no differences."""
+        pairs = [
+            (table, self._database.tables[name])
+            for name, table in expected.items()
+            if name in self._database.tables and not table.partial
+        ]
+        return {
+            "extra_indexes": [
+                f"{table.schema}.{index.name}"
+                for table, one in pairs
+                for index in additional_indexes(table, one)
+                if not index.unique
+            ],
             "column_order": [t.qualified_name for t, one in pairs if not same_column_order(t, one)],
             "additional_row_security": [
                 table.qualified_name
@@ -102,10 +124,7 @@ class _Comparison:
                 if one.row_security and not table.row_security
             ],
             "other_grants": self._other_grants([table for _, table in pairs]),
-            "elapsed_milliseconds": elapsed,
-            "checks": Checklist(expected, database.tables, compared, recorded, right).lines(),
         }
-        return Report(recorded, tuple(findings), facts)
 
     def _expected(self, revision: str) -> Tables:
         """Return the schema of a revision, with the grants of existing roles."""
@@ -159,6 +178,8 @@ class _Comparison:
     def _finding(self, *commands: str) -> Finding:
         recorded = self._database.revisions or ()
         code, found = "revision-unknown", ", ".join(recorded)
+        if not self._is_migrated():
+            return finding("not-migrated", self._database.facts["database"], fix=commands)
         if self._database.version_table is None:
             code, found = "version-table-missing", "no such table"
         elif not recorded:
@@ -167,6 +188,23 @@ class _Comparison:
             code = f"revision-{'behind' if self._is_behind(recorded[0]) else 'ahead'}"
         values = {"found": found, "expected": self._target, "advice": "Run:"}
         return finding(code, _VERSION, **values, fix=commands)
+
+    def _findings(self, differences: list[Difference]) -> list[Finding]:
+        """Return the findings of differences, one for each cause unless all are to be listed."""
+        if not (self._verbose or self._is_migrated()):
+            differences = [one for one in differences if not _is_missing(one)]
+        return list(messages.findings_of(differences, self._repair, verbose=self._verbose))
+
+    def _is_migrated(self) -> bool:
+        """Whether a revision is recorded, or any table or link column of one exists."""
+        found, head = self._database.tables, self._history.schema(self._history.head)
+        return self._database.revisions != () or any(
+            any(found[name].column(column.name) for column in table.columns)
+            if table.partial
+            else not is_another_table(table, found[name])
+            for name, table in head.items()
+            if name in found
+        )
 
     def _repair(self, difference: Difference) -> tuple[str, ...]:
         return repair_sql(difference, self._database.roles)
@@ -210,6 +248,11 @@ class _Comparison:
         )
 
 
+def _is_missing(difference: Difference) -> bool:
+    """Whether a table, or a part of an app table, is missing, as before the first upgrade."""
+    return difference.actual is None or difference.table.partial
+
+
 def _expected_owner(database: Observation, expected: Tables) -> tuple[str | None, list[Finding]]:
     """Return the expected owner of all tables.
 
@@ -221,7 +264,7 @@ def _expected_owner(database: Observation, expected: Tables) -> tuple[str | None
     owner = version_table.owner
     tables = [name for name, table in expected.items() if not table.partial]
     owners = {database.tables[name].owner for name in tables if name in database.tables}
-    if owner in database.roles:
+    if owner in (*database.roles, access.LOGIN_ROLE):
         role = database.facts["role"]
         other = "postgres" if role in database.roles else role
     elif len(owners) == 1 and owner not in owners and set(tables) <= set(database.tables):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from sqlalchemy import text
-
-from langfuse_schema._checks import conflicts, platform_locks, requirements
+from langfuse_schema._checks import access, app_tables, conflicts, platform_locks, requirements
 from langfuse_schema._history.chain import VERSION_TABLE, Position
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import finding
-from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,18 +32,23 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
         findings += conflicts.lost_tables(found, upgrade)
     if not upgrade.pending:
         return findings
+    findings += requirements.runner(state)
     findings += requirements.version_table(state)
     findings += requirements.schema_public(state, upgrade)
     if requirements.USERS in upgrade.referenced():
         findings += requirements.users_table(connection, state)
-    findings += requirements.changed_tables(connection, found, upgrade, state)
+    findings += app_tables.check(connection, found, upgrade, state.role)
     if upgrade.calls(requirements.USER_ID_FUNCTION):
         findings += requirements.user_id_function(state)
     if state.has_traces:
         roles = ("PUBLIC", *state.api_roles)
         found_conflicts = _conflicts(connection, found, upgrade, roles)
         findings += platform_locks.with_locks(found_conflicts, state.policy_tables)
-    return requirements.one_cause(findings, state)
+    effective = access.observe(connection, state.access)
+    # The upgrade works. Its tables cannot be reached, or are open, afterwards.
+    findings += [replace(one, severity="warning") for one in effective.findings(upgrade.after)]
+    # Two requirements can lack the same privilege.
+    return requirements.one_cause(list(dict.fromkeys(findings)), state)
 
 
 def _conflicts(
@@ -63,43 +65,6 @@ def _conflicts(
         yield from conflicts.parts(found, upgrade)
 
 
-def facts(connection: Connection, tables: Tables) -> dict[str, Any]:
-    """Return properties of the database that are no findings.
-
-    They are the server's version, database, role, the existing API roles, their default privileges
-    on new tables, and of each table of the app the estimated rows and the size in bytes.
-    """
-    server = connection.execute(_SERVER, {"roles": list(API_ROLES)}).one()._asdict()
-    names = [name for name, table in tables.items() if table.partial]
-    sizes = connection.execute(_SIZES, {"names": names})
-    return {
-        **server,
-        "default_privileges": json.loads(server["default_privileges"]),
-        "app_tables": {name: {"rows": rows, "bytes": size} for name, rows, size in sizes},
-    }
-
-
-_SERVER = text(
-    """
-    SELECT current_setting('server_version') AS server, current_database()::text AS database,
-           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
-           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
-           (SELECT coalesce(json_object_agg(role, privileges), '{}')::text FROM (
-                SELECT r.rolname AS role, string_agg(e.privilege_type, ', ') AS privileges
-                FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS e
-                JOIN pg_roles AS r ON r.oid = e.grantee
-                WHERE d.defaclobjtype = 'r' AND d.defaclrole = CAST(current_user AS regrole)
-                AND d.defaclnamespace = to_regnamespace('public') AND r.rolname = ANY (:roles)
-                GROUP BY 1) AS granted) AS default_privileges
-    """
-)
-
-_SIZES = text(
-    "SELECT name, greatest(c.reltuples, 0)::bigint, pg_total_relation_size(c.oid)"
-    " FROM unnest(:names) AS name JOIN pg_class AS c ON c.oid = to_regclass(name) ORDER BY 1"
-)
-
-
 class UpgradeChecks:
     """The checks that a run calls before its first step.
 
@@ -110,8 +75,8 @@ class UpgradeChecks:
     def __init__(self, history: History) -> None:
         """Keep the chain."""
         self._history = history
-        # PostgreSQL prints names according to search_path.
-        self.settings = {"search_path": "public"}
+        # PostgreSQL prints names and definitions according to these.
+        self.settings = {"search_path": "public", "quote_all_identifiers": "off"}
 
     def destinations(self, revisions: Sequence[str]) -> list[Finding]:
         """Check that a command names one revision: each one follows another."""

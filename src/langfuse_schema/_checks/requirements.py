@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from langfuse_schema._checks import platform_locks
+from langfuse_schema._checks import access_query, platform_locks
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._history.snapshots import names
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.findings import finding
-from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +37,16 @@ class ServerState:
         may_create_in_public: None if the schema is missing.
         may_create_version_table: None if the schema is missing.
         may_write_version_table: None if the table is missing.
+        uid_types: the results of the functions that a call of `auth.uid()` can mean.
+        may_enter_auth: None if the schema is missing.
+        may_use_plpgsql: None if the language is missing.
+        advisory_functions: those for the runner lock that the role must not call.
+        closed_tablespace: the default tablespace, if the role must not create tables in it.
+        other_schema_owner: the owner of the version schema, if it is another role.
+        event_triggers: those on DDL that are not Supabase's or of an extension.
         policy_tables: the tables that the platform locks at a policy statement.
         not_inherited: the owner of the database, if the role is a member of it without its rights.
+        access: the effective access of the API roles, for `access.observe`.
     """
 
     version: int
@@ -53,11 +60,27 @@ class ServerState:
     may_create_schema: bool
     may_create_in_public: bool | None
     has_traces: bool
-    has_uid: bool
+    uid_types: list[str]
+    may_enter_auth: bool | None
+    may_use_plpgsql: bool | None
+    advisory_functions: list[str]
+    closed_tablespace: str | None
+    event_triggers: list[str]
+    other_schema_owner: str | None
     policy_tables: list[str]
     api_roles: list[str]
     not_inherited: str | None
+    access: str
 
+
+_TAGS = (
+    *("CREATE SCHEMA", "CREATE TABLE", "CREATE INDEX", "CREATE POLICY", "GRANT", "REVOKE"),
+    *("ALTER TABLE", "DROP INDEX", "DROP POLICY"),
+)
+"""The tags of the DDL statements of an upgrade."""
+
+_PLATFORM_OWNER, _AUTOMATIC_RLS = "supabase_admin", "rls_auto_enable"
+"""The owner of Supabase's event triggers, and the function of the one of automatic RLS."""
 
 # One query, because each one costs a round trip.
 _STATE = text(
@@ -72,9 +95,10 @@ _STATE = text(
            pg_is_in_recovery() AS recovering,
            current_user::text AS role, current_database()::text AS database,
            EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema) AS has_version_schema,
-           (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace
-            WHERE nspname = :schema) AS may_create_version_table,
-           (SELECT bool_and(has_table_privilege(c.oid, needed))
+           (SELECT has_schema_privilege(oid, 'USAGE') AND has_schema_privilege(oid, 'CREATE')
+            FROM pg_namespace WHERE nspname = :schema) AS may_create_version_table,
+           (SELECT bool_and(has_table_privilege(c.oid, needed)
+                            AND has_schema_privilege(n.oid, 'USAGE'))
             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
                  unnest('{{SELECT,INSERT,UPDATE,DELETE}}'::text[]) AS needed
             WHERE n.nspname = :schema AND c.relname = :table) AS may_write_version_table,
@@ -89,9 +113,38 @@ _STATE = text(
                    AND c.relname || '.' || k.conname = ANY (:parts))))
            OR EXISTS (SELECT FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
                       WHERE n.nspname = 'public' AND t.typname = ANY (:names)) AS has_traces,
-           EXISTS (SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-                   WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.pronargs = 0
-                   AND p.prorettype = 'uuid'::regtype) AS has_uid
+           ARRAY(SELECT CASE WHEN p.proretset THEN 'SETOF ' ELSE '' END
+                        || format_type(p.prorettype, NULL)
+                 FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                 WHERE n.nspname = 'auth' AND p.proname = 'uid' AND p.prokind = 'f'
+                 AND p.pronargs = p.pronargdefaults) AS uid_types,
+           (SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace
+            WHERE nspname = 'auth') AS may_enter_auth,
+           (SELECT bool_or(has_language_privilege(oid, 'USAGE')) FROM pg_language
+            WHERE lanname = 'plpgsql') AS may_use_plpgsql,
+           ARRAY(SELECT f FROM unnest(ARRAY['pg_try_advisory_lock(integer,integer)',
+                                            'pg_advisory_unlock(integer,integer)']) AS f
+                 WHERE NOT has_function_privilege('pg_catalog.' || f, 'EXECUTE')
+                ) AS advisory_functions,
+           (SELECT spcname::text FROM pg_tablespace
+            WHERE spcname = current_setting('default_tablespace')
+            AND NOT has_tablespace_privilege(oid, 'CREATE')
+            AND oid <> (SELECT dattablespace FROM pg_database WHERE datname = current_database())
+           ) AS closed_tablespace,
+           ARRAY(SELECT format('%s (%s, function %s)', e.evtname, pg_get_userbyid(e.evtowner),
+                               e.evtfoid::regproc)
+                 FROM pg_event_trigger AS e JOIN pg_proc AS p ON p.oid = e.evtfoid
+                 WHERE e.evtenabled IN ('O', 'A') AND e.evtevent <> 'login'
+                 AND (e.evttags IS NULL OR e.evttags && CAST(:tags AS text[]))
+                 AND p.proname <> '{_AUTOMATIC_RLS}'
+                 AND pg_get_userbyid(e.evtowner) <> '{_PLATFORM_OWNER}'
+                 AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.deptype = 'e'
+                     AND d.objid IN (e.oid, p.oid)) ORDER BY 1) AS event_triggers,
+           (SELECT pg_get_userbyid(nspowner)::text FROM pg_namespace
+            WHERE nspname = :schema AND nspowner <> (SELECT oid FROM pg_roles
+                                                     WHERE rolname = current_user)
+           ) AS other_schema_owner,
+           {access_query.QUERY}
     """
 )
 
@@ -99,6 +152,7 @@ _STATE = text(
 def server_state(connection: Connection, tables: Tables) -> ServerState:
     """Read the state of the server. The names in `tables` count as traces."""
     partial = [table for table in tables.values() if table.partial]
+    complete = [name for name, table in tables.items() if not table.partial]
     parts = [f"{table.name}.{column.name}" for table in partial for column in table.columns]
     parts += [f"{table.name}.{item.name}" for table in partial for item in table.constraints]
     parameters = {
@@ -106,7 +160,8 @@ def server_state(connection: Connection, tables: Tables) -> ServerState:
         "table": VERSION_TABLE.name,
         "names": list(names(tables)),
         "parts": parts,
-        "roles": list(API_ROLES),
+        "tags": list(_TAGS),
+        **access_query.parameters([*complete, str(VERSION_TABLE)]),
     }
     return ServerState(**connection.execute(_STATE, parameters).one()._asdict())
 
@@ -142,6 +197,23 @@ def version_table(state: ServerState) -> Iterator[Finding]:
     elif state.may_write_version_table is False:
         privileges = "SELECT, INSERT, UPDATE, DELETE"
         yield _privilege(state, privileges, "TABLE", str(VERSION_TABLE))
+    elif state.may_write_version_table is None and state.other_schema_owner:
+        # The upgrade works, and verify reports the owner afterwards.
+        schema = VERSION_TABLE.schema
+        values = {"found": state.other_schema_owner, "expected": state.role}
+        fix = (f"ALTER SCHEMA {schema} OWNER TO {ddl.quoted(state.role)};",)
+        yield finding("owner-differs", schema, **values, fix=fix, severity="warning")
+
+
+def runner(state: ServerState) -> Iterator[Finding]:
+    """Check that the role can call what each run calls."""
+    if state.may_use_plpgsql is False:
+        yield _privilege(state, "USAGE", "LANGUAGE", "plpgsql")
+    for function in state.advisory_functions:
+        yield _privilege(state, "EXECUTE", "FUNCTION", f"pg_catalog.{function}")
+    if state.event_triggers:
+        cause = "\n".join(state.event_triggers)
+        yield finding("event-trigger-found", "pg_event_trigger", cause=cause)
 
 
 def schema_public(state: ServerState, upgrade: Position) -> Iterator[Finding]:
@@ -152,14 +224,18 @@ def schema_public(state: ServerState, upgrade: Position) -> Iterator[Finding]:
         yield finding("schema-missing", "public")
     elif not state.may_create_in_public:
         yield _privilege(state, "CREATE", "SCHEMA", "public")
+    if state.closed_tablespace:
+        yield _privilege(state, "CREATE", "TABLESPACE", state.closed_tablespace)
 
 
 _USERS = text(
     """
     SELECT c.relkind::text AS kind, format_type(a.atttypid, a.atttypmod) AS type,
-           EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique
-                   AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
-                   AND i.indkey[0] = a.attnum) AS is_key,
+           c.relpersistence = 'p' AS is_logged,
+           (SELECT CASE WHEN bool_or(i.indimmediate) THEN 'a key' ELSE 'only a deferrable key' END
+            FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique
+            AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
+            AND i.indkey[0] = a.attnum HAVING count(*) > 0) AS key,
            has_schema_privilege(n.oid, 'USAGE') AS may_enter,
            has_column_privilege(c.oid, a.attnum, 'REFERENCES') AS may_refer
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -178,8 +254,10 @@ def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]
     elif users.kind not in ("r", "p"):
         kind = messages.RELATION_KINDS.get(users.kind, users.kind)
         yield finding("users-table-differs", USERS, found=f"a {kind}", expected=expected)
-    elif users.type != "uuid" or not users.is_key:
-        found = f"id {users.type or 'missing'}, {'a' if users.is_key else 'not a'} key"
+    elif not users.is_logged:
+        yield finding("users-table-differs", USERS, found="an unlogged table", expected=expected)
+    elif users.type != "uuid" or users.key != "a key":
+        found = f"id {users.type or 'missing'}, {users.key or 'not a key'}"
         yield finding("users-table-differs", f"{USERS}.id", found=found, expected=expected)
     else:
         if not users.may_enter:
@@ -189,37 +267,17 @@ def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]
 
 
 def user_id_function(state: ServerState) -> Iterator[Finding]:
-    """Check that `auth.uid()` exists, which new policies call."""
-    if not state.has_uid:
-        yield finding("uid-function-missing", USER_ID_FUNCTION)
-
-
-def changed_tables(
-    connection: Connection, found: Tables, upgrade: Position, state: ServerState
-) -> Iterator[Finding]:
-    """Check that existing tables which the upgrade changes are tables that the role can alter."""
-    changed = [table.qualified_name for table in upgrade.changed]
-    owners = {found[name].owner for name in changed if name in found}
-    inherited = _inherited(connection, owners) if owners else set()
-    for table in upgrade.changed:
-        name = table.qualified_name
-        actual = found.get(name)
-        if table.partial and (actual is None or actual.kind != "r"):
-            kind = messages.RELATION_KINDS[actual.kind] if actual else None
-            yield finding("app-table-differs" if kind else "app-table-missing", name, kind=kind)
-        elif actual is not None and actual.owner not in inherited:
-            code = "app-table-not-owned" if table.partial else "table-not-owned"
-            yield finding(code, name, owner=actual.owner, role=state.role)
-
-
-def _inherited(connection: Connection, owners: set[str]) -> set[str]:
-    """Return those of the roles whose privileges the connected role has."""
-    query = "SELECT o FROM unnest(CAST(:owners AS name[])) AS o WHERE pg_has_role(o, 'USAGE')"
-    return set(connection.scalars(text(query), {"owners": sorted(owners)}))
+    """Check that new policies can call `auth.uid()`."""
+    if state.uid_types != ["uuid"]:
+        number, types = len(state.uid_types), ", ".join(state.uid_types)
+        found = f"{number} functions can be called, ambiguously" if number > 1 else types
+        yield finding("uid-function-missing", USER_ID_FUNCTION, found=found or "no such function")
+    elif state.may_enter_auth is False:
+        yield _privilege(state, "USAGE", "SCHEMA", "auth")
 
 
 def _privilege(state: ServerState, privilege: str, kind: str, name: str) -> Finding:
-    granted = ddl.quoted(name) if kind == "DATABASE" else name
+    granted = ddl.quoted(name) if kind in ("DATABASE", "TABLESPACE") else name
     return finding(
         "privilege-missing",
         name,

@@ -1,12 +1,15 @@
 """Read pg_catalog into plain values.
 
 Definitions are the text that PostgreSQL prints (pg_get_constraintdef, pg_get_indexdef,
-pg_get_expr). search_path is pinned to pg_catalog, so that every other name is qualified.
+pg_get_expr). search_path is pinned to pg_catalog, so that every other name is qualified, and
+quote_all_identifiers to off.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
@@ -14,13 +17,12 @@ from sqlalchemy import text
 from langfuse_schema._postgres import objects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, TextClause
 
 
-_TABLES = text(
-    """
+_TABLES = """
     SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
            pg_get_userbyid(c.relowner) AS owner, c.relpersistence::text AS persistence,
            c.relrowsecurity AS row_security, c.relforcerowsecurity AS force_row_security,
@@ -30,14 +32,13 @@ _TABLES = text(
     AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
     AND (CAST(:names AS text[]) IS NULL OR n.nspname || '.' || c.relname = ANY (:names))
     ORDER BY c.oid"""
-)
 
 _RELATIVES = """
         SELECT i.{table}, quote_ident(n.nspname) || '.' || quote_ident(c.relname)
         FROM pg_inherits AS i
         JOIN pg_class AS c ON c.oid = i.{relative}
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE i.{table} = ANY (CAST(:tables AS oid[])) ORDER BY i.{table}, {order}"""
+        WHERE i.{table} IN (SELECT oid FROM tables) ORDER BY i.{table}, {order}"""
 
 # One query for each kind of part. Its first column is the oid of the table.
 _PARTS = {
@@ -52,9 +53,10 @@ _PARTS = {
                pg_get_expr(d.adbin, d.adrelid), a.attgenerated::text || a.attidentity::text
         FROM pg_attribute AS a
         LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-        WHERE a.attrelid = ANY (CAST(:tables AS oid[])) AND a.attnum > 0 AND NOT a.attisdropped
+        WHERE a.attrelid IN (SELECT oid FROM tables) AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attrelid, a.attnum""",
     # PostgreSQL 18 lists NOT NULL among the constraints too. Here it belongs to the columns.
+    # A foreign key to a partitioned table has a copy for each partition, on the same table.
     "constraints": """
         SELECT k.conrelid, k.conname,
                regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', ''),
@@ -62,13 +64,15 @@ _PARTS = {
                    WHERE t.tgconstraint = k.oid AND t.tgisinternal
                    AND t.tgenabled NOT IN ('O', 'A'))
         FROM pg_constraint AS k
-        WHERE k.conrelid = ANY (CAST(:tables AS oid[])) AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+        WHERE k.conrelid IN (SELECT oid FROM tables) AND k.contype IN ('p', 'u', 'f', 'c', 'x')
+        AND NOT EXISTS (SELECT FROM pg_constraint AS whole WHERE whole.oid = k.conparentid
+                        AND whole.conrelid = k.conrelid)
         ORDER BY k.conrelid, k.conname""",
     "indexes": """
         SELECT i.indrelid, x.relname, pg_get_indexdef(i.indexrelid),
                i.indisvalid AND i.indisready
         FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
-        WHERE i.indrelid = ANY (CAST(:tables AS oid[])) ORDER BY i.indrelid, x.relname""",
+        WHERE i.indrelid IN (SELECT oid FROM tables) ORDER BY i.indrelid, x.relname""",
     "policies": """
         SELECT p.polrelid, p.polname,
                CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE'
@@ -77,7 +81,7 @@ _PARTS = {
                ARRAY(SELECT CASE r WHEN 0 THEN 'public' ELSE pg_get_userbyid(r)::text END
                      FROM unnest(p.polroles) AS r ORDER BY 1),
                pg_get_expr(p.polqual, p.polrelid), pg_get_expr(p.polwithcheck, p.polrelid)
-        FROM pg_policy AS p WHERE p.polrelid = ANY (CAST(:tables AS oid[]))
+        FROM pg_policy AS p WHERE p.polrelid IN (SELECT oid FROM tables)
         ORDER BY p.polrelid, p.polname""",
     "grants": """
         SELECT c.oid, CASE e.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(e.grantee) END,
@@ -97,21 +101,20 @@ _PARTS = {
             aclexplode(coalesce(s.relacl, acldefault('s', s.relowner))) AS t
             WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
             AND d.refobjid = c.oid AND d.deptype IN ('a', 'i')) AS e
-        WHERE c.oid = ANY (CAST(:tables AS oid[]))""",
+        WHERE c.oid IN (SELECT oid FROM tables)""",
     # The definition of a trigger or a rule does not contain its state.
     "triggers": """
         SELECT t.tgrelid, t.tgname, pg_get_triggerdef(t.oid), t.tgenabled::text
-        FROM pg_trigger AS t WHERE t.tgrelid = ANY (CAST(:tables AS oid[])) AND NOT t.tgisinternal
+        FROM pg_trigger AS t WHERE t.tgrelid IN (SELECT oid FROM tables) AND NOT t.tgisinternal
         ORDER BY t.tgrelid, t.tgname""",
     "rules": """
         SELECT r.ev_class, r.rulename, pg_get_ruledef(r.oid), r.ev_enabled::text
-        FROM pg_rewrite AS r WHERE r.ev_class = ANY (CAST(:tables AS oid[]))
+        FROM pg_rewrite AS r WHERE r.ev_class IN (SELECT oid FROM tables)
         ORDER BY r.ev_class, r.rulename""",
     "parents": _RELATIVES.format(table="inhrelid", relative="inhparent", order="i.inhseqno"),
     "children": _RELATIVES.format(table="inhparent", relative="inhrelid", order="2"),
 }
-_PART_QUERIES = {part: text(query) for part, query in _PARTS.items()}
-_TYPES: dict[str, Callable[..., Any]] = {
+_TYPES: dict[str, type[Any]] = {
     "columns": objects.Column,
     "constraints": objects.Constraint,
     "indexes": objects.Index,
@@ -126,17 +129,41 @@ _TYPES: dict[str, Callable[..., Any]] = {
 SHAPE = ("columns", "constraints", "indexes", "policies", "grants")
 """The parts of a table that revisions create."""
 
+PINNED = {"search_path": "pg_catalog", "quote_all_identifiers": "off"}
+"""Settings on which the text of definitions depends."""
+
 _PIN = text(
-    "SELECT pg_catalog.current_setting('search_path'),"
-    " pg_catalog.set_config('search_path', 'pg_catalog', true)"
+    "SELECT "
+    + ", ".join(f"pg_catalog.current_setting('{name}')" for name in PINNED)
+    + "".join(f", pg_catalog.set_config('{n}', '{value}', true)" for n, value in PINNED.items())
 )
-_UNPIN = text("SELECT pg_catalog.set_config('search_path', :path, true)")
+_UNPIN = text(
+    "SELECT " + ", ".join(f"pg_catalog.set_config('{name}', :{name}, true)" for name in PINNED)
+)
+
+
+def _query(parts: Collection[str]) -> TextClause:
+    """Return the query of tables with these parts, as JSON. Each query costs a round trip."""
+    columns = ["(SELECT json_agg(t) FROM tables AS t)"]
+    for part in parts:
+        kind = _TYPES[part]
+        number = 2 if kind is str else len(fields(kind)) + 1
+        names = ", ".join(f"v{position}" for position in range(number))
+        columns.append(
+            f"(SELECT json_agg(json_build_array({names})) FROM ({_PARTS[part]}) AS part ({names}))"
+        )
+    return text(
+        f"WITH tables AS MATERIALIZED ({_TABLES})"
+        f" SELECT {', '.join(f'CAST({column} AS text)' for column in columns)}"
+    )
 
 
 def read(
     connection: Connection,
     names: Collection[str] | None = None,
     parts: Collection[str] = tuple(_PARTS),
+    *,
+    pinned: bool = False,
 ) -> dict[str, objects.Table]:
     """Read tables, views and sequences.
 
@@ -147,32 +174,35 @@ def read(
         connection: to PostgreSQL 14 or later.
         names: `schema.table`; all outside the system schemas if None.
         parts: the parts to read, such as `SHAPE`; the others stay empty.
+        pinned: whether the transaction has the settings `PINNED` already.
 
     Returns:
         The tables by `schema.table`, in the order of their creation.
     """
-    search_path = connection.execute(_PIN).scalar()
+    before = () if pinned else connection.execute(_PIN).one()[: len(PINNED)]
     parameters = {"names": None if names is None else list(names)}
-    rows = [dict(row) for row in connection.execute(_TABLES, parameters).mappings()]
-    tables = [row.pop("oid") for row in rows]
-    found = {part: _read_part(connection, part, tables) for part in parts} if tables else {}
-    connection.execute(_UNPIN, {"path": search_path})
+    values = connection.execute(_query(parts), parameters).one()
+    if before:
+        connection.execute(_UNPIN, dict(zip(PINNED, before, strict=True)))
+    rows, *items = [json.loads(value or "[]") for value in values]
+    found = {part: _by_table(_TYPES[part], of) for part, of in zip(parts, items, strict=True)}
     result = {}
-    for table, row in zip(tables, rows, strict=True):
-        values: dict[str, Any] = {part: tuple(found[part][table]) for part in found}
-        grants = frozenset(values.pop("grants", ()))
-        result[f"{row['schema']}.{row['name']}"] = objects.Table(**row, **values, grants=grants)
+    for row in rows:
+        table = row.pop("oid")
+        of_table: dict[str, Any] = {part: tuple(found[part][table]) for part in found}
+        grants = frozenset(of_table.pop("grants", ()))
+        result[f"{row['schema']}.{row['name']}"] = objects.Table(**row, **of_table, grants=grants)
     return result
 
 
-def _read_part(connection: Connection, part: str, tables: list[int]) -> dict[int, list[Any]]:
-    """Read one part of all tables, by the oid of the table."""
-    found: dict[int, list[Any]] = defaultdict(list)
-    for table, *values in connection.execute(_PART_QUERIES[part], {"tables": tables}):
+def _by_table(kind: type[Any], rows: list[list[Any]]) -> dict[str, list[Any]]:
+    """Return the parts of one kind by the oid of the table."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for table, *values in rows:
         # PostgreSQL prints definitions as of now, not as of the snapshot of a transaction. The
         # definition, the second value, is None if the object was dropped since.
         dropped = None in values[:2]
         if not dropped:
             hashable = (tuple(value) if isinstance(value, list) else value for value in values)
-            found[table].append(_TYPES[part](*hashable))
+            found[table].append(kind(*hashable))
     return found

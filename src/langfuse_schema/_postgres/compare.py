@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from langfuse_schema._postgres.objects import Constraint, Grant, Named, Table
+    from langfuse_schema._postgres.objects import Constraint, Grant, Index, Named, Table
 
 Aspect = Literal[
     "table", "kind", "persistence", "row-level-security", "owner", "parent", "child",
@@ -63,8 +63,9 @@ def compare(
 def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     """Yield the differences of one table, without its grants, owner, triggers, rules and relatives.
 
-    Additional indexes and row level security are never a difference. In a partial table,
-    additional parts are none either, except for constraints on the expected columns.
+    Additional row level security is never a difference, and an additional index only if it is
+    unique. In a partial table, additional parts are none either, except for constraints and unique
+    indexes on the expected columns.
     """
     if found.kind != expected.kind:
         yield Difference("kind", expected, found, expected.kind, found.kind)
@@ -79,17 +80,48 @@ def compare_table(expected: Table, found: Table) -> Iterator[Difference]:
     differing = {item.name for item in expected.constraints if item not in found.constraints}
     indexes = [index for index in expected.indexes if index.name not in differing]
     yield from _named("index", expected, found, indexes, found.indexes, extra=False)
+    for index in additional_indexes(expected, found):
+        if index.unique and (complete or _concerns(expected, index)):
+            yield Difference("index", expected, found, None, index)
     secured = found.row_security >= expected.row_security and not found.force_row_security
     if complete and not secured:
         yield Difference("row-level-security", expected, found)
     yield from _named("policy", expected, found, expected.policies, found.policies, extra=complete)
 
 
-def additional_indexes(expected: Table, found: Table) -> list[str]:
-    """List the indexes of a table that are not expected, as `schema.index`."""
-    constraints = {constraint.name for constraint in found.constraints}
-    names = [index.name for index in found.indexes if index.name not in constraints]
-    return [f"{found.schema}.{name}" for name in names if expected.index(name) is None]
+def is_another_table(expected: Table, found: Table) -> bool:
+    """Return whether an actual table only has the name of an expected one.
+
+    It is no table, or has at most half of the columns.
+    """
+    common = sum(found.column(column.name) is not None for column in expected.columns)
+    few = 2 * common <= len(expected.columns)
+    return not expected.partial and (found.kind not in (expected.kind, "p") or few)
+
+
+def caused_by(differences: Sequence[Difference], table: Table) -> list[Difference]:
+    """Return the differences of a table, and of parts of other tables that need it."""
+    name = table.qualified_name
+    return [one for one in differences if name in (one.table.qualified_name, *_needed_by(one))]
+
+
+def _needed_by(difference: Difference) -> set[str]:
+    """Return the tables that a missing foreign key or policy of an existing table needs."""
+    if difference.found is not None or difference.actual is None:
+        return set()
+    part = difference.expected
+    texts = (getattr(part, name, None) for name in ("references", "using", "check"))
+    return {name for text in texts for name in re.findall(r"\w+\.\w+", text or "")}
+
+
+def additional_indexes(expected: Table, found: Table) -> list[Index]:
+    """List the indexes of a table that are neither expected nor of a constraint."""
+    constraints = {constraint.name for constraint in (*found.constraints, *expected.constraints)}
+    return [
+        index
+        for index in found.indexes
+        if index.name not in constraints and expected.index(index.name) is None
+    ]
 
 
 def same_column_order(expected: Table, found: Table) -> bool:
@@ -98,12 +130,12 @@ def same_column_order(expected: Table, found: Table) -> bool:
     return common == [column.name for column in found.columns if expected.column(column.name)]
 
 
-def _concerns(expected: Table, constraint: Constraint) -> bool:
-    """Return whether a constraint is on an expected column, or has an expected name."""
-    own_side, _, _ = constraint.definition.partition(" REFERENCES ")
+def _concerns(expected: Table, part: Constraint | Index) -> bool:
+    """Return whether a part is on an expected column, or has the name of a constraint."""
+    own_side, _, _ = part.definition.partition(" REFERENCES ")
     names = "|".join(re.escape(column.name) for column in expected.columns)
     on_column = bool(names) and re.search(rf"\b({names})\b", own_side)
-    return bool(on_column) or constraint.name in {item.name for item in expected.constraints}
+    return bool(on_column) or part.name in {item.name for item in expected.constraints}
 
 
 def _named(  # noqa: PLR0913 - the two tables and their parts

@@ -6,6 +6,7 @@ The wording is in `messages.ini`, one section for each code.
 from __future__ import annotations
 
 import json
+import textwrap
 from configparser import RawConfigParser
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -134,12 +135,58 @@ class Report:
         return json.dumps(fields | {"findings": findings}, indent=2)
 
     def as_text(self) -> str:
-        """Return the report as text: findings, then facts."""
-        lines = [str(finding) for finding in self.findings]
-        lines += [f"{name}: {value}" for name, value in self.facts.items()]
+        """Return a report of preflight as text: facts, the plan, findings, then one line."""
+        lines = [
+            f"{name}: {_listed(value)}" for name, value in self.facts.items() if name not in _PLAN
+        ]
+        lines += [line for one in self.facts.get("pending", ()) for line in _planned(**one)]
+        tables: dict[str, dict[str, Any]] = self.facts.get("tables", {})
+        lines += ["affected tables:"] if tables else []
+        lines += [_affected(name, table["rows"], table["bytes"]) for name, table in tables.items()]
+        return "\n".join([*lines, *map(str, self.findings), self._conclusion()])
+
+    def _conclusion(self) -> str:
         errors = sum(finding.severity == "error" for finding in self.findings)
-        warnings = counted(len(self.findings) - errors, "warning")
-        return "\n".join([*lines, f"{counted(errors, 'error')}, {warnings}"])
+        if errors:
+            warnings = counted(len(self.findings) - errors, "warning")
+            return f"Not ready: {counted(errors, 'error')}, {warnings}."
+        pending = self.facts.get("pending", ())
+        if pending:
+            return f"Ready: {counted(len(pending), 'revision')} to apply."
+        return f"Already at {self.revision} (head). Nothing to do."
+
+
+_PLAN = ("pending", "tables")
+"""The facts of a report that are the plan of an upgrade."""
+
+_LARGEST_SHOWN = 9999.5
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {one}" for key, one in value.items()) or "none"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _planned(revision: str, title: str, locks: str) -> list[str]:
+    """Return the lines of one pending revision."""
+    text = textwrap.wrap(locks, 90, initial_indent="  locks: ", subsequent_indent="         ")
+    return [f"{revision} {title}", *text]
+
+
+def _affected(name: str, rows: int | None, size: int) -> str:
+    """Return the line of one table, with the rows that PostgreSQL estimates."""
+    number = "an unknown number of" if rows is None else f"about {rows:,}"
+    return f"  {name}: {number} {'row' if rows == 1 else 'rows'}, {_size(size)}"
+
+
+def _size(number: float) -> str:
+    """Return a number of bytes in the smallest unit in which it has at most four digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < _LARGEST_SHOWN:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:,.0f} TB"
 
 
 class SchemaError(CommandError):

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from langfuse_schema._postgres.compare import Difference, grants_of, missing_grants
-from langfuse_schema._postgres.findings import finding
+from langfuse_schema._postgres.compare import (
+    Difference,
+    caused_by,
+    grants_of,
+    is_another_table,
+    missing_grants,
+)
+from langfuse_schema._postgres.findings import counted, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Named, Policy, Table
 
 if TYPE_CHECKING:
@@ -36,30 +42,59 @@ _CODES = {
 
 
 def findings_of(
-    differences: Iterable[Difference], repair: Callable[[Difference], tuple[str, ...]]
+    differences: Iterable[Difference],
+    repair: Callable[[Difference], tuple[str, ...]],
+    *,
+    verbose: bool = False,
 ) -> Iterator[Finding]:
     """Yield the findings of differences, with the SQL that repairs them.
 
-    Privileges that differ on several tables are one finding, the last one: they have one cause,
-    such as default privileges.
+    One cause gives one finding. Another object with the name of a table is the first one.
+    Privileges that differ on several tables are the last one: they have one cause, such as default
+    privileges.
 
     Arguments:
         differences: in an order in which they can be repaired.
         repair: returns the SQL that repairs a difference.
+        verbose: list all differences that another object causes.
     """
-    differences = list(differences)
-    grants = [one for one in differences if one.aspect == "grant"]
+    remaining = list(differences)
+    for one in () if verbose else tuple(remaining):
+        if one in remaining and one.actual and is_another_table(one.table, one.actual):
+            caused = caused_by(remaining, one.table)
+            remaining = [other for other in remaining if other not in caused]
+            yield _taken(one.table, one.actual, len(caused), repair)
+    grants = [one for one in remaining if one.aspect == "grant"]
     merged = len({one.table.qualified_name for one in grants}) > 1
-    for one in differences:
+    for one in remaining:
         if not (merged and one.aspect == "grant"):
             yield finding_of(one, repair(one))
     if merged:
-        fix = tuple(statement for one in grants for statement in repair(one))
-        tables = ", ".join(dict.fromkeys(one.table.qualified_name for one in grants))
-        expected, found = zip(*map(grants_of, grants), strict=True)
-        places = list(map(place, grants))
-        values = {"found": _shared(places, found), "expected": _shared(places, expected)}
-        yield finding("access-differs", tables, **values, fix=fix)
+        yield _access(grants, repair)
+
+
+def _taken(
+    table: Table, actual: Table, number: int, repair: Callable[[Difference], tuple[str, ...]]
+) -> Finding:
+    kind = RELATION_KINDS.get(actual.kind, "relation")
+    columns, needed = (", ".join(c.name for c in one.columns) for one in (actual, table))
+    return finding(
+        "name-taken",
+        table.qualified_name,
+        found=f"a {kind} ({columns}), with {counted(number, 'difference')}",
+        needed=f"a table ({needed})",
+        advice="Rename it. Then compare again:",
+        fix=repair(Difference("kind", table, actual)),
+    )
+
+
+def _access(grants: list[Difference], repair: Callable[[Difference], tuple[str, ...]]) -> Finding:
+    fix = tuple(statement for one in grants for statement in repair(one))
+    tables = ", ".join(dict.fromkeys(one.table.qualified_name for one in grants))
+    expected, found = zip(*map(grants_of, grants), strict=True)
+    places = list(map(place, grants))
+    values = {"found": _shared(places, found), "expected": _shared(places, expected)}
+    return finding("access-differs", tables, **values, fix=fix)
 
 
 def _shared(places: list[str], grants: Iterable[Collection[Grant]]) -> str:

@@ -54,6 +54,11 @@ class Index:
     definition: str
     valid: bool = True
 
+    @property
+    def unique(self) -> bool:
+        """Whether it refuses equal rows."""
+        return self.definition.startswith("CREATE UNIQUE ")
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -33,8 +33,13 @@ def _create_table(table: Table, roles: Collection[str]) -> Iterator[str]:
     yield from ddl.grants(table, [grant for grant in table.grants if grant.role in roles])
 
 
-def _rename(_: Difference, table: Table) -> Iterator[str]:
+def _rename(difference: Difference, table: Table) -> Iterator[str]:
+    """Free the name of a table, and the names of its indexes."""
     yield ddl.alter(table, f"RENAME TO {ddl.quoted(table.name + '_before')}")
+    for index in table.indexes:
+        if difference.table.index(index.name):
+            name = ddl.quoted(table.schema, index.name)
+            yield f"ALTER INDEX {name} RENAME TO {ddl.quoted(index.name + '_before')}"
 
 
 def _set_logged(_: Difference, table: Table) -> Iterator[str]:
@@ -122,7 +127,10 @@ def _change_constraint(difference: Difference, table: Table) -> Iterator[str]:
 
 def _change_index(difference: Difference, table: Table) -> Iterator[str]:
     expected, found = difference.expected, difference.found
-    assert isinstance(expected, Index)
+    if not isinstance(expected, Index):
+        assert isinstance(found, Index)
+        yield f"DROP INDEX CONCURRENTLY {ddl.quoted(table.schema, found.name)}"
+        return
     index = ddl.quoted(table.schema, expected.name)
     if isinstance(found, Index):
         if found.definition == expected.definition:

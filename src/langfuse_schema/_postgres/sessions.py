@@ -13,9 +13,16 @@ if TYPE_CHECKING:
 SCRIPT = {"no_parameters": True}
 """Execution options of several statements in one message, without parameters."""
 
+_IN_ASCII = (
+    "CASE current_setting('client_encoding') WHEN 'UTF8' THEN {0}::text"
+    " ELSE regexp_replace({0}, '[^\\x01-\\x7f]', '?', 'g') END"
+)
+"""A text that each client encoding has. A program's engine can have another one than UTF8."""
+
 COLUMNS = (
-    "a.usename, a.application_name,"
-    " extract(epoch FROM clock_timestamp() - a.xact_start)::int, a.state, a.query"
+    f"{_IN_ASCII.format('a.usename')}, a.application_name,"
+    " extract(epoch FROM clock_timestamp() - a.xact_start)::int, a.state,"
+    f" {_IN_ASCII.format('a.query')}"
 )
 """Columns of pg_stat_activity. Some are NULL in the sessions of other roles."""
 

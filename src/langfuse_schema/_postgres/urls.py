@@ -46,6 +46,9 @@ def parse_url(url: str | URL, origin: str) -> URL:
         raise SchemaError(_invalid(origin, "a password with an @ in it"))
     if dialect not in ("postgres", "postgresql"):
         raise SchemaError(finding("url-not-postgresql", origin, dialect=dialect, example=EXAMPLE))
+    schema = parsed.query.get("schema", "public")
+    if schema != "public":
+        raise SchemaError(finding("url-schema-unsupported", origin, schema=schema))
     host = unquote(parsed.host) if parsed.host else parsed.host
     # `ssl` is asyncpg's name. Without the parameter, the connection would not be encrypted.
     query = {"sslmode" if name == "ssl" else name: value for name, value in parsed.query.items()}

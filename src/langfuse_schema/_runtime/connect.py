@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -32,6 +32,8 @@ def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
     """
     named = "application_name" in url.query
     connect_args = {} if named else {"application_name": APPLICATION_NAME}
+    # Queries of other sessions are shown, and PGCLIENTENCODING can be one that lacks their text.
+    connect_args["client_encoding"] = "utf8"
     engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args)
     with _opened(engine) as connection:
         # Alembic reads tables without a schema from here, whatever the role's search_path is.
@@ -46,6 +48,11 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
     with _opened(engine) as connection:
         # The engine can be in AUTOCOMMIT mode, and a revision is a transaction.
         connection.execution_options(isolation_level="READ COMMITTED")
+        driver_connection: Any = connection.connection.dbapi_connection
+        if hasattr(driver_connection, "prepare_threshold"):
+            # psycopg cannot prepare a message with several statements. No setting of the program
+            # is changed, because the connection is discarded.
+            driver_connection.prepare_threshold = None
         settings.set_locally(connection, options.lock_timeout)
         try:
             yield connection

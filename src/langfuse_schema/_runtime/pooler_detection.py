@@ -8,6 +8,7 @@ transaction of the run gets another free backend. Two idle connections mostly ge
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from contextlib import suppress
@@ -37,13 +38,21 @@ def detect(connection: Connection) -> list[Finding]:
 
     The connection has no open transaction, and is left without one.
     """
-    shared = _is_shared(connection)
-    return [finding("connection-pooled", shown(connection.engine.url))] if shared else []
-
-
-def _is_shared(connection: Connection) -> bool:
     # It connects during the first queries.
     probe = _ProbeConnection(connection)
+    place = shown(connection.engine.url)
+    if _is_shared(connection, probe):
+        return [finding("connection-pooled", place)]
+    # Without a probe, a pooler in transaction mode looks like one in session mode.
+    full = probe.error and re.search(_POOLER_FULL, probe.error)
+    return [finding("pooler-full", place, cause=probe.error)] if full else []
+
+
+_POOLER_FULL = "(?i)max_client_conn|max client connections"
+"""In the errors of PgBouncer and of Supavisor. PostgreSQL's own error has other words."""
+
+
+def _is_shared(connection: Connection, probe: _ProbeConnection) -> bool:
     try:
         started = time.monotonic()
         backends = _backends(connection)
@@ -84,7 +93,13 @@ def _backend(cursor: Any) -> int:  # noqa: ANN401 - of psycopg2, which has no ty
 
 
 class _ProbeConnection:
-    """A second connection, in a thread: behind a full pooler it can wait indefinitely."""
+    """A second connection, in a thread: behind a full pooler it can wait indefinitely.
+
+    Attributes:
+        error: of the driver, if it could not connect.
+    """
+
+    error: str | None = None
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -112,6 +127,7 @@ class _ProbeConnection:
                         self._hold(driver_connection)
         except Exception as error:  # noqa: BLE001 - after any error of the driver, the run has no probe
             log.debug("no second connection: %s", error)
+            self.error = " ".join(str(error).split())
             self._answers.put(None)
 
     def _hold(self, driver_connection: Any) -> None:  # noqa: ANN401 - as above

@@ -47,7 +47,9 @@ def timeouts(
 
 def session_settings(lock_timeout: float) -> dict[str, str]:
     """Return the settings for this package's revisions, which every server has."""
-    return {**timeouts(lock_timeout, idle_in_transaction=0.0), "search_path": "public"}
+    # Definitions are compared as text.
+    more = {"search_path": "public", "quote_all_identifiers": "off"}
+    return {**timeouts(lock_timeout, idle_in_transaction=0.0), **more}
 
 
 def milliseconds(seconds: float) -> str:

@@ -56,8 +56,9 @@ class Target:
         if hasattr(database, "sync_engine") or _is_async(database):
             kind = type(database).__name__
             raise SchemaError(finding("engine-async", f"the {kind}", found=kind))
-        if isinstance(database, sa.Engine):
-            parse_url(database.url, "the engine")
+        if isinstance(database, sa.Engine | sa.Connection):
+            parse_url(database.engine.url, "the engine")
+            _check_driver(database.engine)
         elif isinstance(database, str | URL):
             database = parse_url(database, "the URL")
         if isinstance(database, URL | sa.Engine | sa.Connection):
@@ -103,12 +104,33 @@ class Target:
             found = f"a connection {'in AUTOCOMMIT mode' if autocommit else 'in a transaction'}"
             place = 'config.attributes["connection"]'
             raise SchemaError(finding("connection-in-transaction", place, found=found))
+        threshold = getattr(driver_connection, "prepare_threshold", None)
+        if threshold is not None:
+            # psycopg cannot prepare a message with several statements.
+            driver_connection.prepare_threshold = None
         settings.set_locally(connection, self.options.lock_timeout)
         try:
             yield connection
         finally:
             if not (connection.closed or connection.invalidated):
                 connection.rollback()
+                if threshold is not None:
+                    driver_connection.prepare_threshold = threshold
+
+
+DRIVERS = ("psycopg2", "psycopg")
+"""The drivers whose features a run uses: a second connection, cancel, several statements."""
+"""The drivers of engines that work."""
+
+
+def _check_driver(engine: sa.Engine) -> None:
+    """Check that the driver of an engine is supported.
+
+    Raises:
+        SchemaError: the message names the URL as the value to pass instead.
+    """
+    if engine.driver not in DRIVERS:
+        raise SchemaError(finding("driver-unsupported", "the engine", driver=engine.driver))
 
 
 @dataclass(frozen=True)
