@@ -12,6 +12,7 @@ from alembic.util import CommandError
 from langfuse_schema import migrations
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
+    CORE,
     HARDENED,
     PLAN_REVISIONS,
     POLICIES,
@@ -64,19 +65,20 @@ def restore(database: Database, dump: str, psql: str) -> None:
     assert restored.code == 0, restored.stderr
 
 
-def follow(database: Database, findings: Iterable[Finding]) -> None:
-    """Run the printed fixes as the role that saw them, SQL first as the message states."""
+def follow(database: Database, findings: Iterable[Finding], *, sql_first: bool) -> None:
+    """Run the printed fixes as the role that saw them, in their order or SQL first."""
     commands = [command for finding in findings for command in finding.fix]
-    for statement in commands:
-        if not statement.startswith("langfuse-schema "):
-            database.execute(statement)
+    if sql_first:
+        commands.sort(key=lambda command: command.startswith("langfuse-schema "))
     for command in commands:
         if command.startswith("langfuse-schema "):
             outcome = langfuse_schema(database, *command.split()[1:])
             assert outcome.code == 0, outcome.stderr
+        else:
+            database.execute(command)
 
 
-@pytest.mark.parametrize("revision", [POLICIES, HARDENED, REVISIONS[-1]])
+@pytest.mark.parametrize("revision", [CORE, POLICIES, HARDENED, REVISIONS[-1]])
 @pytest.mark.parametrize("reporter", ["upgrade", "preflight", "verify"])
 def test_fixes_after_restore_end_closed_and_complete(
     legacy_database: Database, second_database: Database, psql: str, revision: str, reporter: str
@@ -95,7 +97,8 @@ def test_fixes_after_restore_end_closed_and_complete(
     codes = {finding.code for finding in findings}
     assert codes & {"revision-missing", "revision-behind", "plan-already-run"}
     assert ("access-differs" in codes) == (revision not in PLAN_REVISIONS or reporter == "verify")
-    follow(legacy_database, findings)
+    # upgrade and preflight state that the SQL comes first.
+    follow(legacy_database, findings, sql_first=reporter != "verify")
     migrations.upgrade(legacy_database.url)
     assert verify(legacy_database.url) == []
     tables = legacy_database.catalog().tables

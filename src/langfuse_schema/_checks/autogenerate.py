@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, ForeignKeyConstraint, Index, Table
+from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Table
 
 from langfuse_schema.tables import APP_TABLES, LINK_COLUMN, metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from alembic.operations.ops import MigrationScript
+    from alembic.operations.ops import MigrateOperation, MigrationScript, OpContainer
     from alembic.runtime.migration import MigrationContext
 
 
@@ -59,20 +59,58 @@ def process_revision_directives(
 
     Pass it to `context.configure(process_revision_directives=…)` in the app's env.py, together
     with `include_object`. If the app has such a function, call this one in it. A table that the
-    new revision creates gets its link column from langfuse-schema afterwards.
+    new revision creates gets its link column from langfuse-schema afterwards. Constraints and
+    indexes of the app that use the column are left for a later revision.
 
     Arguments:
         context: Alembic's context.
         revision: the heads that the new revision follows.
         directives: the new revisions; changed in place.
     """
-    from alembic.operations.ops import CreateTableOp
-
     for script in directives:
         for operations in (*script.upgrade_ops_list, *script.downgrade_ops_list):
-            for operation in operations.ops:
-                if isinstance(operation, CreateTableOp) and _is_app_table(operation.to_table()):
-                    operation.columns = [one for one in operation.columns if not _is_link(one)]
+            _remove_links(operations)
+
+
+def _remove_links(operations: OpContainer) -> None:
+    """Remove the link column, and all that uses it, from the plan's tables that are new."""
+    from alembic.operations.ops import CreateTableOp, DropTableOp, ModifyTableOps
+
+    new = [
+        operation
+        for operation in operations.ops
+        if isinstance(operation, CreateTableOp | DropTableOp)
+        and operation.table_name in APP_TABLES
+        and operation.schema in (None, "public")
+    ]
+    for operation in new:
+        if isinstance(operation, CreateTableOp):
+            operation.columns = [one for one in operation.columns if not _uses_link(one)]
+    names = {operation.table_name for operation in new}
+    for nested in operations.ops:
+        # The indexes of a new table.
+        if isinstance(nested, ModifyTableOps) and nested.table_name in names:
+            nested.ops = [one for one in nested.ops if not _is_index_on_link(one)]
+
+
+def _is_index_on_link(operation: MigrateOperation) -> bool:
+    from alembic.operations.ops import CreateIndexOp, DropIndexOp
+
+    if isinstance(operation, DropIndexOp):
+        operation = operation.reverse()
+    return isinstance(operation, CreateIndexOp) and LINK_COLUMN in map(_name, operation.columns)
+
+
+def _name(column: object) -> str:
+    return str(getattr(column, "name", column))
+
+
+def _uses_link(item: object) -> bool:
+    """Return whether a part of a new table is, or uses, the link column."""
+    if isinstance(item, CheckConstraint):
+        return LINK_COLUMN in str(item.sqltext)
+    columns = getattr(item, "columns", None)
+    return _is_link(item) or (columns is not None and LINK_COLUMN in map(_name, columns))
 
 
 def _is_langfuse_table(table: Table) -> bool:

@@ -165,12 +165,13 @@ class _Comparison:
         """The position of tables without a recorded revision."""
         target = self._target
         nearest = conflicts.nearest_revision(self._database.tables, self._history)
-        adopted, number = (equal, 0) if equal or not nearest else nearest
+        adopted = equal if equal or not nearest else nearest[0]
         stamp, upgrade = f"langfuse-schema stamp {adopted}", f"langfuse-schema upgrade {target}"
         if adopted is None:
             return _Position(target, self._finding(upgrade))
         commands = (stamp,) if adopted == target else (stamp, upgrade)
-        return _Position(adopted, self._finding(*commands), first=number == 0)
+        # The SQL repairs that revision, so it comes before the upgrade.
+        return _Position(adopted, self._finding(*commands), first=adopted == equal)
 
     def _is_behind(self, revision: str) -> bool:
         return self._history.position(revision) < self._history.position(self._target)

@@ -83,7 +83,8 @@ _FACTS = text(
                 SELECT r.rolname AS role, string_agg(e.privilege_type, ', ') AS privileges
                 FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS e
                 JOIN pg_roles AS r ON r.oid = e.grantee
-                WHERE d.defaclobjtype = 'r' AND d.defaclrole = CAST(current_user AS regrole)
+                WHERE d.defaclobjtype = 'r'
+                AND pg_get_userbyid(d.defaclrole) = current_user
                 AND d.defaclnamespace = to_regnamespace('public') AND r.rolname = ANY (:roles)
                 GROUP BY 1) AS granted) AS default_privileges,
            (SELECT coalesce(json_object_agg(name, json_build_object(

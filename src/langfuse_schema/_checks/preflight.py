@@ -76,7 +76,7 @@ class UpgradeChecks:
         """Keep the chain."""
         self._history = history
         # PostgreSQL prints names and definitions according to these.
-        self.settings = {"search_path": "public", "quote_all_identifiers": "off"}
+        self.settings = {"search_path": "public", "quote_all_identifiers": "off", "jit": "off"}
 
     def destinations(self, revisions: Sequence[str]) -> list[Finding]:
         """Check that a command names one revision: each one follows another."""

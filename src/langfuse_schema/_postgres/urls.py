@@ -79,7 +79,7 @@ def _invalid(origin: str, found: str) -> Finding:
 
 # The drivers give no SQLSTATE for a failed connection. Supabase's pooler sends the last text.
 _LOGIN_REFUSED = (
-    r"authentication failed|no password supplied|role \".*\" does not exist"
+    r"authentication failed|no password supplied|role \".*\" does not exist|not permitted to log in"
     r"|Tenant or user not found"
 )
 

@@ -68,13 +68,8 @@ class VersionTable:
     def _unreadable(self, role: str, owner: str, not_inherited: bool) -> Finding:
         if not_inherited:
             return finding("role-not-inherited", role, role=role, owner=owner)
-        privileges = "SELECT, INSERT, UPDATE, DELETE"
-        grant = (
-            f"GRANT USAGE ON SCHEMA {self.schema} TO {role};\n"
-            f"GRANT {privileges} ON TABLE {self} TO {role};"
-        )
-        values = {"role": role, "privilege": privileges, "kind": "table", "grant": grant}
-        return finding("privilege-missing", str(self), **values)
+        advice = f"Connect as {owner}."
+        return finding("table-not-owned", str(self), role=role, owner=owner, advice=advice)
 
     def create(self, connection: Connection) -> None:
         """Create the table unless it exists, closed to `closed_to`. The caller commits.

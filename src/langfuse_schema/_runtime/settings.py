@@ -29,6 +29,10 @@ _transactions: WeakSet[Transaction | None] = WeakSet()
 """The transactions that began with the settings of a run."""
 
 
+READING = {"search_path": "public", "quote_all_identifiers": "off", "jit": "off"}
+"""The settings for queries of the catalog: its definitions are text, and its queries are short."""
+
+
 def timeouts(
     lock: float, *, idle_in_transaction: float | None = None, idle: float | None = None
 ) -> dict[str, str]:
@@ -47,9 +51,7 @@ def timeouts(
 
 def session_settings(lock_timeout: float) -> dict[str, str]:
     """Return the settings for this package's revisions, which every server has."""
-    # Definitions are compared as text.
-    more = {"search_path": "public", "quote_all_identifiers": "off"}
-    return {**timeouts(lock_timeout, idle_in_transaction=0.0), **more}
+    return {**timeouts(lock_timeout, idle_in_transaction=0.0), **READING}
 
 
 def milliseconds(seconds: float) -> str:
