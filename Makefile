@@ -19,7 +19,7 @@ demo: embedded
 
 ## test: the fast tests; -rs lists the skipped ones with their reasons
 test: dev
-	@echo "The fast tests take 3 to 12 minutes on two cores (6 minutes of CPU time)."
+	@echo "The fast tests take about 3 minutes on two idle cores."
 	$(BIN)/pytest -rs $(TESTS)
 
 ## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16

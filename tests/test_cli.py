@@ -33,6 +33,7 @@ HEAD = migrations.revisions()[-1]
 both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schema])
 
 
+@pytest.mark.slow
 @both_command_lines
 def test_current_prints_revision_after_upgrade_and_downgrade(
     database: Database, command: Command
@@ -183,6 +184,7 @@ class TestCommandLine:
             == f"langfuse-schema {version('langfuse-schema')}\n"
         )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", cli._EXAMPLES_OF)
     def test_help_examples_of_every_command_exit_0(
         self, database: Database, tmp_path: Path, name: str

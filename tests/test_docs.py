@@ -71,6 +71,7 @@ def commands() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_documented_command_exits_0(database: Database, command: str) -> None:
     program, *arguments = shlex.split(command)

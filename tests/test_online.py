@@ -314,6 +314,7 @@ def test_idle_limit_of_role_ends_run_unless_it_has_another(
     assert recorded(limited_role) == ["a"]
 
 
+@pytest.mark.slow
 def test_idle_limit_below_pause_does_not_end_run(
     limited_role: Database, create: Callable[..., Project]
 ) -> None:

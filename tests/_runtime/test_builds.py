@@ -177,6 +177,7 @@ def test_index_build_prints_one_progress_line_after_one_second(database: Databas
     assert "\r" not in printed.decode()
 
 
+@pytest.mark.slow
 def test_index_build_updates_one_progress_line_on_terminal(database: Database) -> None:
     parent_end, child_end = pty.openpty()
     with long_transaction(database):

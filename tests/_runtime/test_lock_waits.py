@@ -155,6 +155,7 @@ def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Data
     assert stopped.value.findings[0].code == "table-locked"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "origin", "steps", "reached"),
     [("upgrade", "base", "+2", LINKS), ("downgrade", POLICIES, "-2", CORE)],

@@ -179,6 +179,7 @@ def test_read_only_commands_succeed_in_transaction_mode(database: Database, scra
         assert_settings_untouched(through, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 10])
 def test_upgrade_and_downgrade_succeed_in_session_mode(
     database: Database, scratch: Path, size: int, project: Project

@@ -235,6 +235,7 @@ def test_close_returns_when_the_server_has_stopped(directory: Path) -> None:
     assert server.close() is True
 
 
+@pytest.mark.slow
 def test_start_waits_for_stopping_server(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -385,6 +386,7 @@ def supervisors_of(directory: Path) -> list[int]:
 # Many at once
 
 
+@pytest.mark.slow
 def test_four_concurrent_programs_share_one_new_database(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -575,6 +577,7 @@ def test_dev_keeps_server_running_for_other_processes(
     assert nothing_runs_in(folder / ".langfuse-schema")
 
 
+@pytest.mark.slow
 def test_dev_reports_killed_server(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:

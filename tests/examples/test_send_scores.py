@@ -299,6 +299,7 @@ def test_job_skips_scores_that_another_job_claimed(
     assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in ids[2:]]
 
 
+@pytest.mark.slow
 def test_rerun_after_kill_loses_no_score_and_counts_none_twice(
     database: Database, engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
