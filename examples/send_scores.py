@@ -365,6 +365,7 @@ def send(current: Run, row: sa.Row[Any]) -> Answer:
 
 def mark(connection: sa.Connection, current: Run, answers: Sequence[Answer]) -> None:
     """Record the results of the scores, and in the same transaction those of the run."""
+    sent = 0
     for status in (ScoreStatus.SENT, ScoreStatus.FAILED):
         ids = [answer.score_id for answer in answers if answer.status is status]
         marked = sa.update(langfuse_scores).where(

@@ -33,6 +33,9 @@ class NewUser:
         self.account = pwd.getpwnam(account)
         self.clone = home / "my projects 私の" / "langfuse-schema"
         self.home = home
+        # Other tests have databases of other checkouts at the same time.
+        self.shared = Path(tempfile.mkdtemp(dir=os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]))
+        self.shared.chmod(0o755)
         copy_checkout(self.clone)
         for path in (home, *home.rglob("*")):
             os.chown(path, self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
@@ -43,7 +46,9 @@ class NewUser:
         ended = subprocess.run(
             ["make", f"PYTHON={SYSTEM_PYTHON}", *arguments],
             cwd=self.clone,
-            env=environment(HOME=str(self.home), **variables),
+            env=environment(
+                HOME=str(self.home), LANGFUSE_SCHEMA_SHARED_FOLDER=str(self.shared), **variables
+            ),
             user=self.account.pw_uid,
             group=self.account.pw_gid,
             extra_groups=[],
@@ -58,12 +63,11 @@ class NewUser:
 
     def clean(self) -> None:
         """Run `make clean`, and assert that only the files of the clone are left."""
-        shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]) / "langfuse-schema-root"
         self.make("clean")
         assert {path.name for path in self.clone.iterdir()} == {
             name.partition("/")[0] for name in listed_files()
         }
-        assert not shared.exists()
+        assert not (self.shared / "langfuse-schema-root").exists()
         self.make("clean")
 
     def processes(self) -> list[str]:

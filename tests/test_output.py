@@ -43,7 +43,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) -> None:
     if not FULL.exists():
         pytest.skip("this system has no /dev/full")
-    ended = shell(f"PYTHONUNBUFFERED= $0 {arguments} > {FULL}")
+    ended = shell(f'PYTHONUNBUFFERED= "$0" {arguments} > {FULL}')
     assert ended.returncode == 2
     assert ended.stderr.startswith("FAILED: ")
     assert ended.stderr.count("No space left on device") == 1
@@ -54,7 +54,7 @@ def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) ->
     "closed", [">&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))]
 )
 def test_closed_streams_do_not_fail_a_command(closed: str) -> None:
-    ended = shell(f"$0 history {closed}")
+    ended = shell(f'"$0" history {closed}')
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -98,8 +98,8 @@ langfuse_notes = Table(
     Column("title", Text, nullable=False),
     Column("words", ARRAY(Text)),
     Column("length", Integer, Computed("length(title)", persisted=True)),
-    Index("idx_langfuse_notes_words", "words", postgresql_using="gin"),
-    Index("idx_langfuse_notes_title", text("lower(title) DESC")),
+    _index("idx_langfuse_notes_words", "words", postgresql_using="gin"),
+    _index("idx_langfuse_notes_title", text("lower(title) DESC")),
 )
 """A note of a user on a trace."""
 

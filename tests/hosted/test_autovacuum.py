@@ -57,18 +57,23 @@ def database(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Database
     server.close()
 
 
-def vacuum_slowly(database: Database, table: str, purpose: str = "") -> None:
+def vacuum_slowly(database: Database, table: str) -> None:
     """Wait until an autovacuum of this table runs, which takes minutes."""
+    prepare_slow_vacuum(database, table)
+    until(database, RUNNING.format(table, ""))
+
+
+def prepare_slow_vacuum(database: Database, table: str, enabled: str = "on") -> None:
+    """Give a table work for an autovacuum, and make it slow."""
     database.execute(
         f"ALTER TABLE {table} SET (autovacuum_vacuum_cost_delay = 100,"
         " autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 1,"
-        " autovacuum_vacuum_scale_factor = 0)",
+        f" autovacuum_vacuum_scale_factor = 0, autovacuum_enabled = {enabled})",
         SUPERUSER,
     )
     database.execute(FILL[table], SUPERUSER)
     column = {"auth.users": "email", "public.reflections": "body"}.get(table, "batch_name")
     database.execute(f"UPDATE {table} SET {column} = {column}", SUPERUSER)
-    until(database, RUNNING.format(table, purpose))
 
 
 def settle(database: Database, table: str) -> None:
@@ -135,7 +140,8 @@ def test_preflight_warns_of_autovacuum_with_its_progress(database: Database) -> 
 def test_message_names_autovacuum_that_prevents_wraparound(database: Database) -> None:
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url, CORE)
-    database.execute("ALTER TABLE public.reflections SET (autovacuum_freeze_max_age = 100000)")
+    # An autovacuum that prevents wraparound runs even where autovacuum is off.
+    prepare_slow_vacuum(database, "public.reflections", "off")
     # Each subtransaction that writes uses a transaction id.
     database.execute(
         """
@@ -144,7 +150,7 @@ def test_message_names_autovacuum_that_prevents_wraparound(database: Database) -
           BEGIN INSERT INTO used VALUES (i); EXCEPTION WHEN unique_violation THEN NULL; END;
         END LOOP; END $$"""
     )
-    vacuum_slowly(database, "public.reflections", "(to prevent wraparound)")
+    until(database, RUNNING.format("public.reflections", "(to prevent wraparound)"))
     (warning,) = [
         one
         for one in migrations.preflight(database.url).findings
