@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ program.main()
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
     """Run a command line of a shell, in which `$0` is langfuse-schema."""
-    program = f"{sys.executable} -m langfuse_schema"
+    program = f"{shlex.quote(sys.executable)} -m langfuse_schema"
     return subprocess.run(
         ["/bin/sh", "-c", command.replace("$0", program)],
         env=environment(),
@@ -43,7 +44,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) -> None:
     if not FULL.exists():
         pytest.skip("this system has no /dev/full")
-    ended = shell(f'PYTHONUNBUFFERED= "$0" {arguments} > {FULL}')
+    ended = shell(f"PYTHONUNBUFFERED= $0 {arguments} > {FULL}")
     assert ended.returncode == 2
     assert ended.stderr.startswith("FAILED: ")
     assert ended.stderr.count("No space left on device") == 1
@@ -54,7 +55,7 @@ def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) ->
     "closed", [">&- 2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))]
 )
 def test_closed_streams_do_not_fail_a_command(closed: str) -> None:
-    ended = shell(f'"$0" history {closed}')
+    ended = shell(f"$0 history {closed}")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
