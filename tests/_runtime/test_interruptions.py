@@ -25,6 +25,7 @@ from tests.helpers.databases import (
     Database,
     environment,
     run,
+    signal_build,
     until,
 )
 from tests.helpers.projects import Project
@@ -256,23 +257,19 @@ def test_runner_exits_within_one_second_of_signal_when_network_stalls(database: 
 
 
 def interrupt_a_build(database: Database, program: str, number: int, code: int) -> float:
-    """Send a signal to a run, check what it says, and return how long it took to end."""
-    with database.connect() as reader:
-        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
-        process = subprocess.Popen(
+    """Send a signal to a run, check its output, and return how long it took to end."""
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", program, "upgrade", "head"],
             cwd=CHECKOUT,
             env=environment(DATABASE_URL=database.text),
             stderr=subprocess.PIPE,
             text=True,
         )
-        until(database, BUILDING)
-        began = time.monotonic()
-        process.send_signal(number)
-        _, printed = process.communicate()
-        exited_after = time.monotonic() - began
-        reader.exec_driver_sql("ROLLBACK")
-    assert process.returncode == code
+
+    exited_after, returned, printed = signal_build(database, start, number)
+    assert returned == code
     assert f"interrupted; the database is at {CORE}; run the same command again" in printed
     assert "Traceback" not in printed
     return exited_after

@@ -35,15 +35,11 @@ APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
 
 @pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The parent of the shared folder, for this test alone."""
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
-    path.chmod(0o755)
-    monkeypatch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))
-    monkeypatch.setenv("TMPDIR", str(path))
+def shared(shared_parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The parent of the shared folder, which holds all temporary files too."""
+    monkeypatch.setenv("TMPDIR", str(shared_parent))
     monkeypatch.setattr(tempfile, "tempdir", None)
-    yield path
-    shutil.rmtree(path)
+    return shared_parent
 
 
 @pytest.fixture

@@ -601,13 +601,9 @@ def test_dev_reports_killed_server(
 
 
 @pytest.fixture
-def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The place for what root's closed home cannot hold, still to be made."""
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
-    path.chmod(0o755)
-    monkeypatch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))
-    yield path / "langfuse-schema-root"
-    shutil.rmtree(path)
+def shared(shared_parent: Path) -> Path:
+    """The shared folder, for root in a closed home. It does not exist yet."""
+    return shared_parent / "langfuse-schema-root"
 
 
 @pytest.fixture

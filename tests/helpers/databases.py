@@ -19,7 +19,7 @@ from langfuse_schema._history.chain import History, config_file
 from langfuse_schema._postgres import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import URL
 
@@ -233,6 +233,30 @@ BUILDING = WAITING.replace(
     "WHERE", "AS a JOIN pg_stat_progress_create_index AS p USING (pid, datname) WHERE", 1
 )
 """Whether a runner is in the middle of an index build, and waits for somebody's transaction."""
+
+
+def signal_build(
+    database: Database, start: Callable[[], subprocess.Popen[str]], number: int
+) -> tuple[float, int, str]:
+    """Send a signal to a runner whose index build waits for a transaction.
+
+    Arguments:
+        start: starts the runner.
+        number: of the signal.
+
+    Returns:
+        The seconds until the runner ended, its exit code, and its output on stderr.
+    """
+    with database.connect() as reader:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        process = start()
+        until(database, BUILDING)
+        began = time.monotonic()
+        process.send_signal(number)
+        _, printed = process.communicate()
+        exited_after = time.monotonic() - began
+        reader.exec_driver_sql("ROLLBACK")
+    return exited_after, process.returncode, printed
 
 
 TRACE = "b0000000-0000-4000-8000-00000000000{}"
