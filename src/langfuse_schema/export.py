@@ -17,6 +17,7 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
 from langfuse_schema._postgres.findings import SchemaError, finding
+from langfuse_schema._runtime.environment import OFFLINE
 from langfuse_schema._runtime.options import Options
 from langfuse_schema._runtime.settings import session_settings
 
@@ -95,10 +96,7 @@ def _render(
     output = io.StringIO()
     with EnvironmentContext(config, directory, as_sql=True) as environment:
         environment.configure(
-            dialect_name="postgresql",
-            literal_binds=True,
-            # Otherwise every % of the SQL is doubled.
-            dialect_opts={"paramstyle": "named"},
+            **OFFLINE,
             output_buffer=output,
             transactional_ddl=False,
             plain_indexes=one_transaction,

@@ -11,7 +11,7 @@ from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema._runtime import alembic_internals, environment, settings
 from langfuse_schema._runtime.options import Options, invalid_option
 from langfuse_schema._runtime.runner import Checks, Runner
-from langfuse_schema._runtime.target import DRIVERS
+from langfuse_schema._runtime.target import check_driver
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -112,8 +112,7 @@ def _check_connection(connection: object) -> None:
     if dialect.name != "postgresql":
         values = {"dialect": dialect.name, "example": EXAMPLE}
         raise SchemaError(finding("url-not-postgresql", "the engine", **values))
-    if dialect.is_async or dialect.driver not in DRIVERS:
-        raise SchemaError(finding("driver-unsupported", "the engine", driver=dialect.driver))
+    check_driver(connection.engine)
 
 
 def _transaction(connection: sa.Connection) -> list[Finding]:

@@ -70,8 +70,8 @@ def _read_only(connection: sa.Connection, lock_timeout: float) -> Iterator[None]
     # An engine in autocommit mode begins no transaction by itself.
     begin = f"BEGIN {mode}" if driver.autocommit else f"SET TRANSACTION {mode}"
     values = settings.session_settings(lock_timeout) | catalog.PINNED
-    script = [begin, *(f"SET LOCAL {name} TO '{value}'" for name, value in values.items())]
-    connection.exec_driver_sql("; ".join(script), execution_options=SCRIPT)
+    script = f"{begin}; {settings.local_script(values)}"
+    connection.exec_driver_sql(script, execution_options=SCRIPT)
     try:
         yield
     finally:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 USER_ROLES = ("anon", "authenticated")
 """The API roles that row level security limits."""
 
+EXISTING_ROLES = "ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:roles) ORDER BY 1)"
+"""The roles of the parameter `roles` that exist, as an SQL expression of type text[]."""
+
 # A role that is a member of one of these can read and write all files of the server.
 _FILE_ROLES = "pg_read_server_files", "pg_write_server_files", "pg_execute_server_program"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from sqlalchemy import text
 
 from langfuse_schema._history.chain import VERSION_TABLE
-from langfuse_schema._history.snapshots import names
+from langfuse_schema._history.snapshots import granted_to, names
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.compare import Aspect, Difference, compare, compare_table
 from langfuse_schema._postgres.findings import counted, finding
@@ -87,8 +87,8 @@ def unrecorded_tables(found: Tables, history: History, roles: Collection[str]) -
     present = [name for name, table in known.items() if name in found and not table.partial]
     by_plan = revision in history.plan
     expected = {
-        name: replace(table, grants=frozenset(g for g in table.grants if g.role in roles))
-        for name, table in history.schema(revision).items()
+        name: table
+        for name, table in granted_to(history.schema(revision), roles).items()
         if name in found or not table.partial
     }
     differences = [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from langfuse_schema._checks import access, conflicts, platform_locks
 from langfuse_schema._checks.checklist import Checklist
 from langfuse_schema._checks.observation import Observation, observe
 from langfuse_schema._history.chain import VERSION_TABLE
+from langfuse_schema._history.snapshots import granted_to
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.compare import (
     Difference,
@@ -128,13 +129,7 @@ class _Comparison:
 
     def _expected(self, revision: str) -> Tables:
         """Return the schema of a revision, with the grants of existing roles."""
-        return {
-            name: replace(
-                table,
-                grants=frozenset(g for g in table.grants if g.role in self._database.roles),
-            )
-            for name, table in self._history.schema(revision).items()
-        }
+        return granted_to(self._history.schema(revision), self._database.roles)
 
     def _differences(self, revision: str) -> list[Difference]:
         database = self._database

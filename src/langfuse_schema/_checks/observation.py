@@ -98,8 +98,7 @@ _SERVER = text(
     f"""
     SELECT {platform_locks.LISTED} AS policy_tables,
            current_setting('server_version') AS server, current_database()::text AS database,
-           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
-           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
+           current_user::text AS role, {access_query.EXISTING_ROLES} AS api_roles,
            (SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
             WHERE n.nspname = :schema AND c.relname = :table) AS readable,

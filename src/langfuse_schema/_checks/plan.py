@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
+from langfuse_schema._checks import access_query
 from langfuse_schema.tables import API_ROLES
 
 if TYPE_CHECKING:
@@ -71,15 +72,14 @@ def heading(docstring: str, name: str) -> str:
 # One query, because each one costs a round trip. A table that was never analyzed has -1 rows.
 # pg_total_relation_size leaves out partitions, and pg_partition_tree leaves out other tables.
 _FACTS = text(
-    """
+    f"""
     SELECT current_setting('server_version') AS server, current_database()::text AS database,
-           current_user::text AS role, ARRAY(SELECT rolname::text FROM pg_roles
-           WHERE rolname = ANY (:roles) ORDER BY 1) AS api_roles,
+           current_user::text AS role, {access_query.EXISTING_ROLES} AS api_roles,
            has_table_privilege('pg_catalog.pg_locks', 'SELECT')
            AND has_table_privilege('pg_catalog.pg_stat_activity', 'SELECT')
            AND has_table_privilege('pg_catalog.pg_stat_progress_vacuum', 'SELECT')
            AS locks_readable,
-           (SELECT coalesce(json_object_agg(role, privileges), '{}')::text FROM (
+           (SELECT coalesce(json_object_agg(role, privileges), '{{}}')::text FROM (
                 SELECT r.rolname AS role, string_agg(e.privilege_type, ', ') AS privileges
                 FROM pg_default_acl AS d, aclexplode(d.defaclacl) AS e
                 JOIN pg_roles AS r ON r.oid = e.grantee
@@ -92,7 +92,7 @@ _FACTS = text(
                        'bytes', coalesce((SELECT sum(pg_total_relation_size(p.relid))
                                           FROM pg_partition_tree(c.oid) AS p),
                                          pg_total_relation_size(c.oid))) ORDER BY name),
-                   '{}')::text
+                   '{{}}')::text
             FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace,
                  LATERAL (SELECT n.nspname || '.' || c.relname AS name) AS named
             WHERE name = ANY (CAST(:names AS text[]))) AS tables

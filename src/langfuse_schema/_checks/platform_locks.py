@@ -11,15 +11,14 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema.operations._locks import locking
+from langfuse_schema.operations import _locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from langfuse_schema._postgres.findings import Finding
 
-LISTED = """ARRAY(SELECT jsonb_array_elements_text(coalesce(nullif(current_setting(
-    'supautils.policy_grants', true), '')::jsonb -> current_user::text, '[]')))"""
+LISTED = f"ARRAY(SELECT {_locks.LISTED})"
 """The listed tables of the connected role, as an SQL expression of type text[]."""
 
 _POLICY_STATEMENT = re.compile(
@@ -35,14 +34,17 @@ def with_locks(findings: Iterable[Finding], listed: Sequence[str]) -> Iterator[F
         findings: with statements to paste.
         listed: the tables of the platform; without any, the findings are unchanged.
     """
+    if not listed:
+        yield from findings
+        return
     for one in findings:
         fix = [part for statement in one.fix for part in _locked(statement)]
-        yield replace(one, fix=tuple(fix)) if listed else one
+        yield replace(one, fix=tuple(fix))
 
 
 def _locked(statement: str) -> tuple[str, ...]:
     on_table = _POLICY_STATEMENT.match(statement)
     if on_table is None:
         return (statement,)
-    locks = locking({on_table[1]: "ACCESS EXCLUSIVE"}, policies=True).strip()
+    locks = _locks.locking({on_table[1]: "ACCESS EXCLUSIVE"}, policies=True).strip()
     return ("BEGIN;", "SET LOCAL lock_timeout TO '500ms';", f"{locks};", statement, "COMMIT;")

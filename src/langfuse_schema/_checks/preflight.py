@@ -9,6 +9,7 @@ from langfuse_schema._checks import access, app_tables, conflicts, platform_lock
 from langfuse_schema._history.chain import VERSION_TABLE, Position
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import finding
+from langfuse_schema._postgres.sessions import READING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,8 +76,7 @@ class UpgradeChecks:
     def __init__(self, history: History) -> None:
         """Keep the chain."""
         self._history = history
-        # PostgreSQL prints names and definitions according to these.
-        self.settings = {"search_path": "public", "quote_all_identifiers": "off", "jit": "off"}
+        self.settings = READING
 
     def destinations(self, revisions: Sequence[str]) -> list[Finding]:
         """Check that a command names one revision: each one follows another."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from langfuse_schema._checks import access_query, platform_locks
+from langfuse_schema._checks import access_query, platform_locks, uid_function
 from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema._history.snapshots import names
 from langfuse_schema._postgres import ddl, messages
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 OLDEST_SERVER = 14
 
 USERS = "auth.users"
-USER_ID_FUNCTION = "auth.uid()"
+USER_ID_FUNCTION = uid_function.NAME
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ _STATE = text(
            (SELECT pg_get_userbyid(datdba)::text FROM pg_database
             WHERE datname = current_database() AND pg_has_role(datdba, 'MEMBER')
             AND NOT pg_has_role(datdba, 'USAGE')) AS not_inherited,
-           ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname = ANY (:roles)) AS api_roles,
+           {access_query.EXISTING_ROLES} AS api_roles,
            current_setting('server_version_num')::int / 10000 AS version,
            current_setting('transaction_read_only') = 'on' AS read_only,
            pg_is_in_recovery() AS recovering,

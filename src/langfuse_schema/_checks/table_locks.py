@@ -76,7 +76,7 @@ def holders(connection: Connection, upgrade: Position, lock_timeout: float) -> I
     for holder in seen:
         if holder.is_autovacuum:
             yield _autovacuum(holder)
-    old = {(holder.table, holder.transaction, holder.pid) for holder in seen}
+    old = {holder[:3] for holder in seen}
     if all(holder.is_autovacuum for holder in seen):
         return
     time.sleep(lock_timeout)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alembic.script import Script
 
     from langfuse_schema._history.snapshots import Tables
-    from langfuse_schema._postgres.objects import Part
+    from langfuse_schema._postgres.objects import Part, Policy
 
 VERSION_TABLE = VersionTable("langfuse_migrations", "alembic_version", tables.API_ROLES)
 
@@ -167,9 +167,7 @@ class Position:
         before = self.before
         for revision in self.pending:
             after = self.history.schema(revision)
-            if any(t.policies != before.get(n, t).policies for n, t in after.items()):
-                return True
-            if any(t.policies and n not in before for n, t in after.items()):
+            if _policies(after) != _policies(before):
                 return True
             before = after
         return False
@@ -191,6 +189,10 @@ class Position:
             if after is not None and part in after.parts():
                 return not self.history.is_one_transaction(revision)
         return False
+
+
+def _policies(tables: Tables) -> dict[str, tuple[Policy, ...]]:
+    return {name: table.policies for name, table in tables.items() if table.policies}
 
 
 @cache

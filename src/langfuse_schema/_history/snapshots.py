@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from langfuse_schema._postgres.objects import Column, Constraint, Grant, Index, Policy, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 Tables = Mapping[str, Table]
 """Tables by `schema.table`, each after the tables that it refers to."""
@@ -110,6 +110,14 @@ def _referenced_first(tables: list[Table]) -> list[Table]:
         chosen = min(references, key=lambda name: bool(references[name]))
         ordered.append(waiting.pop(chosen))
     return ordered
+
+
+def granted_to(tables: Tables, roles: Collection[str]) -> dict[str, Table]:
+    """Return tables with the grants of these roles only."""
+    return {
+        name: replace(table, grants=frozenset(g for g in table.grants if g.role in roles))
+        for name, table in tables.items()
+    }
 
 
 def names(tables: Tables) -> dict[str, str]:

@@ -19,6 +19,9 @@ _IN_ASCII = (
 )
 """A text that each client encoding has. A program's engine can have another one than UTF8."""
 
+READING = {"search_path": "public", "quote_all_identifiers": "off", "jit": "off"}
+"""Settings of a session that reads the catalog. Printed names depend on the first two."""
+
 COLUMNS = (
     f"{_IN_ASCII.format('a.usename')}, a.application_name,"
     " extract(epoch FROM clock_timestamp() - a.xact_start)::int, a.state,"

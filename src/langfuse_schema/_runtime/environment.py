@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("langfuse_schema")
 
 
+OFFLINE: dict[str, Any] = {
+    "dialect_name": "postgresql",
+    "literal_binds": True,
+    # Otherwise every % of the SQL is doubled.
+    "dialect_opts": {"paramstyle": "named"},
+}
+"""Options of `context.configure` that render SQL."""
+
+
 def configure_logging(config: Config) -> None:
     """Set up logging on the command line. A program that calls a command does that itself."""
     if config.cmd_opts is not None and config.file_config.has_section("loggers"):
@@ -45,11 +54,8 @@ def run_offline(
 
     `configure` passes options to `context.configure`.
     """
-    offline: dict[str, Any] = {
-        "dialect_name": "postgresql",
-        "literal_binds": True,
-        # Otherwise every % of the SQL is doubled.
-        "dialect_opts": {"paramstyle": "named"},
+    offline = {
+        **OFFLINE,
         "output_buffer": _ScriptOutput(context.config.output_buffer or sys.stdout, version_table),
     }
     configure(**offline)

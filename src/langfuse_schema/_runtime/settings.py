@@ -9,7 +9,7 @@ from weakref import WeakSet
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from langfuse_schema._postgres.sessions import SCRIPT
+from langfuse_schema._postgres.sessions import READING, SCRIPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,10 +27,6 @@ _OPTIONAL = {
 
 _transactions: WeakSet[Transaction | None] = WeakSet()
 """The transactions that began with the settings of a run."""
-
-
-READING = {"search_path": "public", "quote_all_identifiers": "off", "jit": "off"}
-"""The settings for queries of the catalog: its definitions are text, and its queries are short."""
 
 
 def timeouts(
@@ -69,9 +65,13 @@ def apply_locally(connection: Connection, settings: Mapping[str, str]) -> None:
 
     SET LOCAL is no query: the caller can still choose the isolation level of the transaction.
     """
-    script = "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings.items())
-    connection.exec_driver_sql(script, execution_options=SCRIPT)
+    connection.exec_driver_sql(local_script(settings), execution_options=SCRIPT)
     _transactions.add(connection.get_transaction())
+
+
+def local_script(settings: Mapping[str, str]) -> str:
+    """Return the statements that change settings for a transaction."""
+    return "; ".join(f"SET LOCAL {name} TO '{value}'" for name, value in settings.items())
 
 
 def applied_locally(connection: Connection) -> bool:

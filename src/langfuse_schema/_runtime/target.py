@@ -58,7 +58,7 @@ class Target:
             raise SchemaError(finding("engine-async", f"the {kind}", found=kind))
         if isinstance(database, sa.Engine | sa.Connection):
             parse_url(database.engine.url, "the engine")
-            _check_driver(database.engine)
+            check_driver(database.engine)
         elif isinstance(database, str | URL):
             database = parse_url(database, "the URL")
         if isinstance(database, URL | sa.Engine | sa.Connection):
@@ -118,18 +118,17 @@ class Target:
                     driver_connection.prepare_threshold = threshold
 
 
-DRIVERS = ("psycopg2", "psycopg")
+_DRIVERS = ("psycopg2", "psycopg")
 """The drivers whose features a run uses: a second connection, cancel, several statements."""
-"""The drivers of engines that work."""
 
 
-def _check_driver(engine: sa.Engine) -> None:
-    """Check that the driver of an engine is supported.
+def check_driver(engine: sa.Engine) -> None:
+    """Check that the driver of an engine is supported, and not asynchronous.
 
     Raises:
         SchemaError: the message names the URL as the value to pass instead.
     """
-    if engine.driver not in DRIVERS:
+    if engine.dialect.is_async or engine.driver not in _DRIVERS:
         raise SchemaError(finding("driver-unsupported", "the engine", driver=engine.driver))
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL
 
-_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 _SERVER = "server-url"  # a file in the folder of a run
 _ROLE = """
 SELECT rolname || ' ' || rolsuper::text FROM pg_catalog.pg_roles WHERE rolname = current_user"""
@@ -121,7 +120,7 @@ class Run:
             os.close(lock)
 
     def _embedded(self) -> Template:
-        server = start(self.directory, settings=_SETTINGS, temporary=True)
+        server = start(self.directory, temporary=True)
         self._on_close.callback(server.close)
         self._on_close.enter_context(without_libpq_variables())
         return Template(self.name, server.url(user=SUPERUSER), "postgres")

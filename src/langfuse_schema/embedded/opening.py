@@ -23,8 +23,6 @@ LOOPBACK = "127.0.0.1"
 _LISTENING_ROLES = ("postgres", "authenticator")
 """The roles that can log in over TCP. The superuser can use the Unix socket only."""
 
-_UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
-
 
 @dataclass(frozen=True)
 class Opening:
@@ -71,7 +69,7 @@ def open_temporary(opening: Opening | None = None) -> Server:
 
 
 def _open(directory: Path, opening: Opening, *, temporary: bool) -> Server:
-    settings = dict(_UNSAFE_AND_FAST) if temporary else {}
+    settings: dict[str, str] = {}
     authentication = []
     if opening.port is not None:
         settings |= {"listen_addresses": LOOPBACK, "port": str(_free_port(directory, opening.port))}

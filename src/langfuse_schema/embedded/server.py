@@ -38,6 +38,7 @@ _START_SECONDS = 120.0  # of initdb on a slow, busy machine; a failure ends the 
 _STOP_SECONDS = 70.0  # more than the limit in the supervisor
 _ANSWER_SECONDS = 10.0  # only a server with a full queue of connections needs time to answer
 _LOG_CHARACTERS = 2000  # the end of the log in a message
+_UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 class Server:
@@ -164,7 +165,7 @@ def start(
         version: the major version of PostgreSQL, 18 or 16. Existing data must have this version.
         settings: added to those of postgresql.conf.
         host_based_authentication: lines of pg_hba.conf before the one that trusts every role.
-        temporary: whether the folder is deleted when the server has stopped.
+        temporary: whether the folder is deleted at the end, so that it need not survive a crash.
 
     Raises:
         EmbeddedError: PostgreSQL is not installed in this version, could not use the folder, or
@@ -182,7 +183,7 @@ def start(
             socket_folder=str(folders.socket_folder(directory)),
             account=account,
             locale=binaries.locale_options(version),
-            settings=dict(settings or {}),
+            settings={**(_UNSAFE_AND_FAST if temporary else {}), **(settings or {})},
             host_based_authentication=tuple(host_based_authentication),
             temporary=temporary,
         )

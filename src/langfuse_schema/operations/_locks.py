@@ -10,10 +10,13 @@ from alembic import op
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_OF_PLATFORM = """SELECT tables || array_agg(name ORDER BY name <> 'auth.users', name),
+LISTED = """jsonb_array_elements_text(coalesce(nullif(current_setting(
+        'supautils.policy_grants', true), '')::jsonb -> current_user::text, '[]'))"""
+"""The tables that supautils locks for the connected role, as an SQL expression of their rows."""
+
+_OF_PLATFORM = f"""SELECT tables || array_agg(name ORDER BY name <> 'auth.users', name),
       modes || array_agg('ACCESS EXCLUSIVE'::text) INTO tables, modes
-    FROM jsonb_array_elements_text(coalesce(nullif(current_setting(
-        'supautils.policy_grants', true), '')::jsonb -> current_user::text, '[]')) AS name
+    FROM {LISTED} AS name
     JOIN pg_namespace AS n ON n.nspname = split_part(name, '.', 1)
     WHERE name <> ALL (tables) AND has_schema_privilege(n.oid, 'USAGE');"""
 
