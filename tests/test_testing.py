@@ -72,11 +72,20 @@ class App:
         (self.folder / "conftest.py").write_text(conftest)
         (self.folder / "test_app.py").write_text(tests)
 
+    @property
+    def shared(self) -> Path:
+        """The parent of the shared folder of this test process: others run tests too."""
+        worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+        folder = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]) / worker
+        folder.mkdir(mode=0o755, exist_ok=True)
+        return folder
+
     def pytest(self, *arguments: str, **variables: str) -> Outcome:
         return run(
             sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider",
             *arguments,
-            cwd=self.folder, TMPDIR=str(self.temporary), **variables,
+            cwd=self.folder, TMPDIR=str(self.temporary),
+            LANGFUSE_SCHEMA_SHARED_FOLDER=str(self.shared), **variables,
         )  # fmt: skip
 
     def seen(self) -> list[list[str]]:
@@ -84,8 +93,8 @@ class App:
 
     def left_behind(self) -> list[str]:
         """The files of the run, without those of pytest itself and the copied programs."""
-        shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]) / "langfuse-schema-root"
-        found = [*self.temporary.iterdir(), *shared.glob("tests-*")]
+        runs = (self.shared / "langfuse-schema-root").glob("tests-*")
+        found = [*self.temporary.iterdir(), *runs]
         return [str(path) for path in found if not path.name.startswith("pytest-of-")]
 
 
