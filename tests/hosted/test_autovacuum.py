@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 
 from langfuse_schema import embedded, migrations
 from langfuse_schema._postgres.findings import SchemaError
@@ -82,14 +83,24 @@ def settle(database: Database, table: str) -> None:
         f"autovacuum_{name}"
         for name in ("enabled", "vacuum_cost_delay", "vacuum_cost_limit", "vacuum_threshold")
     )
-    database.execute(
-        f"SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum"
-        f" WHERE relid = '{table}'::regclass",
-        SUPERUSER,
+    cancel = (
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum"
+        f" WHERE relid = '{table}'::regclass"
     )
-    database.execute(
-        f"ALTER TABLE {table} RESET ({reset}, autovacuum_vacuum_scale_factor)", SUPERUSER
-    )
+    deadline = time.monotonic() + 60
+    # PostgreSQL starts the next one within a second, which can be before ALTER TABLE has its lock.
+    while True:
+        database.execute(cancel, SUPERUSER)
+        try:
+            database.execute(
+                "SET lock_timeout = '100ms';"
+                f" ALTER TABLE {table} RESET ({reset}, autovacuum_vacuum_scale_factor)",
+                SUPERUSER,
+            )
+        except sa.exc.OperationalError:
+            assert time.monotonic() < deadline
+        else:
+            return
 
 
 @pytest.mark.parametrize(
