@@ -237,7 +237,8 @@ def run_environment(context: EnvironmentContext) -> None:
         target = target_of(config)
         with (
             environment.interrupts(config),
-            target.connect() as connection,
+            # Before a command that writes, the runner begins the transaction.
+            target.connect(bare=has_destination(context)) as connection,
             errors_as_findings(lambda: VERSION_TABLE.check_privileges(connection)),
         ):
             run_migrations(

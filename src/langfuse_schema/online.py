@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema._runtime import alembic_internals, environment, settings
+from langfuse_schema._runtime.checks import Checks
 from langfuse_schema._runtime.options import Options, invalid_option
-from langfuse_schema._runtime.runner import Checks, Runner
+from langfuse_schema._runtime.runner import Runner
 from langfuse_schema._runtime.target import check_driver
 
 if TYPE_CHECKING:

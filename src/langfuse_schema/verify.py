@@ -54,7 +54,7 @@ def report(target: Target, history: History, revision: str, *, verbose: bool = F
     if expected is None:
         raise CommandError(f"verify compares with a revision, not with {revision}")
     with (
-        target.connect(only_reading=True) as connection,
+        target.connect(only_reading=True, bare=True) as connection,
         errors_as_findings(),
         _read_only(connection, target.options.lock_timeout),
     ):

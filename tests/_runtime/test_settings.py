@@ -8,6 +8,7 @@ from langfuse_schema import migrations
 from langfuse_schema._runtime.connect import connect
 from langfuse_schema._runtime.options import Options
 from langfuse_schema._runtime.settings import changed, session_settings
+from langfuse_schema._runtime.target import Target
 from tests.helpers.databases import Database, alembic
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def test_session_applies_settings_and_restores_previous_ones(database: Database)
 
     options = Options(lock_timeout=1.25)
     expected = ["1250ms", "0", "public", "langfuse-schema"]
-    with connect(database.url, options) as connection:
+    with Target(database.url, options).connect() as connection:
         assert settings(connection) == expected
         connection.rollback()
         before = settings(connection)
@@ -47,5 +48,5 @@ def test_upgrade_creates_tables_in_public_under_other_search_path(database: Data
 
 def test_session_keeps_application_name_of_url(database: Database) -> None:
     url = database.url.update_query_dict({"application_name": "deploy"})
-    with connect(url, Options()) as connection:
+    with connect(url) as connection:
         assert connection.exec_driver_sql("SHOW application_name").scalar() == "deploy"

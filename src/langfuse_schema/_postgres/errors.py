@@ -22,6 +22,8 @@ _ADVICE = {
     "25006": "Connect to the primary server, in a session that can write.",
     "2BP01": "Drop or change the dependent objects first. Then run the same command again.",
 }
+_SHOWN_CHARACTERS = 200
+
 _OTHER_ADVICE = "Fix the cause, then run the same command again."
 
 
@@ -39,9 +41,19 @@ def errors_as_findings(check_privileges: Callable[[], None] | None = None) -> It
             raise SchemaError(finding("database-busy", "lock_timeout")) from error
         if code == INSUFFICIENT_PRIVILEGE and check_privileges:
             check_privileges()
-        cause, advice = str(_root_cause(error)).strip(), _ADVICE.get(code, _OTHER_ADVICE)
+        cause, advice = _cause(error), _ADVICE.get(code, _OTHER_ADVICE)
         values = {"sqlstate": code or None, "cause": cause, "advice": advice}
         raise SchemaError(finding("server-refused", "the database", **values)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the error of the server, and the statement that failed."""
+    cause = str(_root_cause(error)).strip()
+    statement = error.statement if isinstance(error, DBAPIError) else None
+    # A statement inside of a block is in the CONTEXT of the error.
+    if not statement or 'SQL statement "' in cause:
+        return cause
+    return f"{cause}\nStatement: {' '.join(statement.split())[:_SHOWN_CHARACTERS]}"
 
 
 def sqlstate(error: BaseException) -> str:

@@ -15,6 +15,7 @@ import alembic.context
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import to_tuple
 from alembic.util.langhelpers import ModuleClsProxy
+from sqlalchemy import text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, CursorResult, Executable
 
 
 @dataclass
@@ -92,6 +93,24 @@ def options_restored(context: EnvironmentContext) -> Iterator[None]:
     finally:
         options.clear()
         options.update(before)
+
+
+def collect_statements(
+    context: EnvironmentContext, collect: Callable[[Executable], CursorResult[Any] | None]
+) -> None:
+    """Pass the statements of Alembic's operations without parameters to `collect`.
+
+    It lasts until the context is configured again.
+    """
+    impl = context.get_context().impl
+    execute = impl._exec  # noqa: SLF001 - all operations call it
+
+    def collected(construct: Executable | str, *more: Any, **options: Any) -> Any:  # noqa: ANN401 - passed on
+        if any(more) or any(options.values()):
+            return execute(construct, *more, **options)
+        return collect(text(construct) if isinstance(construct, str) else construct)
+
+    impl._exec = collected  # type: ignore[method-assign] # noqa: SLF001 - of this object only
 
 
 def purges(context: EnvironmentContext) -> bool:

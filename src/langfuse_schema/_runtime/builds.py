@@ -50,7 +50,8 @@ class Builds:
 
     Arguments:
         connection: the migrating one.
-        watch: returns a context around a statement, from the name of its table.
+        watch: returns a context around a statement, from the name of its table. It sets
+            lock_timeout to lock_deadline.
         completed: called after a statement that succeeded.
 
     Attributes:
@@ -71,7 +72,6 @@ class Builds:
         self._ended_at = time.monotonic()
         self._connection = connection
         self._timeout = f"SET lock_timeout = '{milliseconds(options.lock_timeout)}'"
-        self._long_timeout = f"SET lock_timeout = '{milliseconds(options.lock_deadline)}'"
         self._watch, self._completed = watch, completed
         self._stack = ExitStack()
 
@@ -93,13 +93,12 @@ class Builds:
         self._stack.close()
         self.running = None
 
-    def _before(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
+    def _before(self, _connection: object, _cursor: object, statement: str, *_: object) -> None:
         self.idle = time.monotonic() - self._ended_at
         table = target(statement)
         if table is None:
             return
         self.forget()
-        connection.exec_driver_sql(self._long_timeout)
         self._stack.enter_context(self._watch(table))
         self.running = table
 

@@ -10,40 +10,37 @@ from sqlalchemy.exc import DBAPIError
 
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema._postgres.urls import connection_finding
-from langfuse_schema._runtime import settings
+from langfuse_schema._runtime import driver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy.engine import URL
 
-    from langfuse_schema._runtime.options import Options
-
 APPLICATION_NAME = "langfuse-schema"
 """The name in pg_stat_activity, unless the URL has another."""
 
 
 @contextmanager
-def connect(url: URL, options: Options) -> Iterator[sa.Connection]:
-    """Open a connection, in a transaction with the settings of a run.
-
-    The settings hold for this transaction only. Behind a pooler in transaction mode, other clients
-    use the same session.
-    """
+def connect(url: URL) -> Iterator[sa.Connection]:
+    """Open a connection, without a transaction."""
     named = "application_name" in url.query
-    connect_args = {} if named else {"application_name": APPLICATION_NAME}
-    # Queries of other sessions are shown, and PGCLIENTENCODING can be one that lacks their text.
+    connect_args: dict[str, Any] = {} if named else {"application_name": APPLICATION_NAME}
+    # Queries of other sessions are printed, and PGCLIENTENCODING can lack their characters.
     connect_args["client_encoding"] = "utf8"
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args)
+    engine = sa.create_engine(
+        url,
+        poolclass=sa.NullPool,
+        connect_args={**connect_args, "connection_factory": driver.Connection},
+        use_native_hstore=False,
+    )
+    driver.skip_handshake(engine)
     with _opened(engine) as connection:
-        # Alembic reads tables without a schema from here, whatever the role's search_path is.
-        connection.dialect.default_schema_name = "public"
-        settings.set_locally(connection, options.lock_timeout)
         yield connection
 
 
 @contextmanager
-def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connection]:
+def connect_engine(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open a connection of a program's engine like `connect`, and discard it at the end."""
     with _opened(engine) as connection:
         # The engine can be in AUTOCOMMIT mode, and a revision is a transaction.
@@ -53,7 +50,6 @@ def connect_engine(engine: sa.Engine, options: Options) -> Iterator[sa.Connectio
             # psycopg cannot prepare a message with several statements. No setting of the program
             # is changed, because the connection is discarded.
             driver_connection.prepare_threshold = None
-        settings.set_locally(connection, options.lock_timeout)
         try:
             yield connection
         finally:

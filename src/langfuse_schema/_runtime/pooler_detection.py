@@ -3,6 +3,11 @@
 Behind such a pooler, a lock of the session is left on the backend of another client, and SET
 changes the settings of another client. While a probe connection holds a transaction open, each
 transaction of the run gets another free backend. Two idle connections mostly get the same one.
+
+A server sends the pid of the backend at the login, and a client cancels a statement with it. A
+pooler in transaction mode must send another number, because clients that share a backend need
+different ones. So a connection that is served by the backend of its login needs no probe.
+https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-CANCELING-REQUESTS
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ def detect(connection: Connection) -> list[Finding]:
 
     The connection has no open transaction, and is left without one.
     """
+    if _is_served_by_its_login(connection):
+        return []
     # It connects during the first queries.
     probe = _ProbeConnection(connection)
     place = shown(connection.engine.url)
@@ -75,14 +82,19 @@ def _is_shared(connection: Connection, probe: _ProbeConnection) -> bool:
     return False
 
 
-def _backends(connection: Connection) -> set[int]:
+def _is_served_by_its_login(connection: Connection) -> bool:
+    driver_connection: Any = connection.connection.dbapi_connection
+    return _backends(connection, queries=1) == {driver_connection.info.backend_pid}
+
+
+def _backends(connection: Connection, queries: int = _QUERIES) -> set[int]:
     """Return the backends that serve a few transactions of the run."""
     driver_connection: Any = connection.connection.dbapi_connection
     before = driver_connection.autocommit
     driver_connection.autocommit = True
     try:
         with driver_connection.cursor() as cursor:
-            return {_backend(cursor) for _ in range(_QUERIES)}
+            return {_backend(cursor) for _ in range(queries)}
     finally:
         driver_connection.autocommit = before
 

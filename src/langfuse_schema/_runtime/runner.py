@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
@@ -21,17 +21,25 @@ from langfuse_schema._postgres.errors import (
 )
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 from langfuse_schema._runtime import pooler_detection, settings
-from langfuse_schema._runtime.alembic_internals import Steps, purges, recorded_heads, steps_after
+from langfuse_schema._runtime.alembic_internals import (
+    Steps,
+    collect_statements,
+    purges,
+    recorded_heads,
+    steps_after,
+)
+from langfuse_schema._runtime.batches import Batch
 from langfuse_schema._runtime.builds import Builds
 from langfuse_schema._runtime.lock_monitor import LockMonitor
 from langfuse_schema._runtime.runner_lock import RunnerLock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
 
     from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy import Connection
 
+    from langfuse_schema._runtime.checks import Checks
     from langfuse_schema._runtime.options import Options
 
 log = logging.getLogger("langfuse_schema")
@@ -52,31 +60,6 @@ _SESSION = (
     "SELECT pg_backend_pid(), json_object_agg(name, setting::float / 1000)::text FROM pg_settings"
     " WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout')"
 )
-
-
-class Checks(Protocol):
-    """The checks of a schema, which a run calls. The runtime itself contains no schema."""
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """Return the settings of the session, in addition to the timeouts of the run."""
-
-    def destinations(self, revisions: Sequence[str]) -> list[Finding]:
-        """Check the revisions to which a command goes."""
-
-    def heads(self, heads: Sequence[str]) -> list[Finding]:
-        """Check the recorded revisions."""
-
-    def upgrade(
-        self, connection: Connection, applied: str | None, pending: tuple[str, ...]
-    ) -> list[Finding]:
-        """Check the database before these revisions run. Without any, check the applied one."""
-
-    def other(self, connection: Connection) -> list[Finding]:
-        """Check the database before a downgrade or a stamp."""
-
-    def prepare(self, connection: Connection) -> None:
-        """Create the version table unless it exists. The runner commits."""
 
 
 @dataclass
@@ -105,6 +88,8 @@ class Runner:
     _lock: RunnerLock = field(init=False)
     _monitor: LockMonitor = field(init=False)
     _builds: Builds = field(init=False)
+    _batch: Batch = field(init=False)
+    _collects: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         """Choose the settings of the session."""
@@ -170,7 +155,10 @@ class Runner:
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
         self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
         self._builds = Builds(connection, self.options, self._watch, self._advance)
-        with closing(self._monitor), self._builds.watched():
+        self._batch = Batch(connection)
+        # The revisions of any other environment can catch the error of a statement.
+        self._collects = self.checks is not None and connection.dialect.driver == "psycopg2"
+        with closing(self._monitor), self._batch.collecting(), self._builds.watched():
             while not self._try_steps():
                 pause = min(random.uniform(*_PAUSE_SECONDS), longest)  # noqa: S311 - no secret
                 time.sleep(min(pause, self._left()))
@@ -184,7 +172,14 @@ class Runner:
                 self.connection.commit()
                 self._prepared = True
             # A second purge would delete the steps that are completed.
-            self.configure(fn=self._remaining, dont_mutate=self._prepared, purge=self._steps.purge)
+            self.configure(
+                fn=self._remaining,
+                dont_mutate=self._prepared,
+                purge=self._steps.purge,
+                watches_builds=True,
+            )
+            if self._collects:
+                collect_statements(self.context, self._batch.collect)
             with self.context.begin_transaction():
                 self.context.run_migrations()
         except (DBAPIError, PendingRollbackError) as error:
@@ -230,7 +225,7 @@ class Runner:
     @contextmanager
     def _watch(self, table: str) -> Iterator[None]:
         """Wrap a statement with CONCURRENTLY."""
-        self._lock.ensure_held(self.connection)
+        self._lock.ensure_held(self.connection, settings.milliseconds(self.options.lock_deadline))
         if not self._retrying:
             self._advanced_at = time.monotonic()
         with self._monitor.build(table):
@@ -248,6 +243,7 @@ class Runner:
         gave_up = code == QUERY_CANCELED and (self._monitor.gave_up or blocked_by is not None)
         if not (gave_up or code in _RETRIED):
             self._explain_lost_session(error)
+            self._name_statement(error)
             raise error
         self.connection.rollback()
         # A failed build has left the long lock_timeout.
@@ -268,6 +264,13 @@ class Runner:
         if self._logged != place or time.monotonic() - self._logged_at >= _REMINDER_SECONDS:
             log.warning("%s is locked; retrying for %.0f s. Blocked by %s", place, left, blocking)
             self._logged, self._logged_at = place, time.monotonic()
+
+    def _name_statement(self, error: Exception) -> None:
+        """Replace the message of several statements in an error by the one that failed."""
+        if isinstance(error, DBAPIError) and not error.connection_invalidated:
+            self.connection.rollback()
+            failed = self._batch.failing_statement(error)
+            error.statement = failed or error.statement
 
     def _explain_lost_session(self, error: Exception) -> None:
         """Raise an error if the server ended the session because it was idle.

@@ -99,9 +99,14 @@ class RunnerLock:
                 connection.exec_driver_sql(f"SELECT {self.release}, {self.release}")
                 connection.commit()
 
-    def ensure_held(self, connection: Connection) -> None:
-        """Check that the current backend holds the lock: a pooler can choose another one."""
+    def ensure_held(self, connection: Connection, lock_timeout: str | None = None) -> None:
+        """Check that the current backend holds the lock: a pooler can choose another one.
+
+        With `lock_timeout`, set it for the session, in the same round trip.
+        """
         prove = f"SELECT CASE WHEN {self.release} THEN {self.acquire} ELSE false END"
+        if lock_timeout is not None:
+            prove += f", set_config('lock_timeout', '{lock_timeout}', false)"
         if not connection.exec_driver_sql(prove).scalar():
             backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
             row = connection.exec_driver_sql(self.holder_query).first()

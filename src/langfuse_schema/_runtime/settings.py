@@ -12,11 +12,13 @@ from sqlalchemy.exc import DBAPIError
 from langfuse_schema._postgres.sessions import READING, SCRIPT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy import Connection, Transaction
 
 _CHECK_INTERVAL = "client_connection_check_interval"
+
+_NEW = "new_"
 
 _OPTIONAL = {
     # PostgreSQL 17 and later.
@@ -102,23 +104,27 @@ def apply(connection: Connection, settings: Mapping[str, str]) -> dict[str, str]
     The connection has no open transaction, and is left without one.
     """
     expected = {**settings, **_OPTIONAL}
-    before = _current(connection, expected)
-    known = {name: value for name, value in expected.items() if name in before}
     try:
-        _set(connection, known)
+        before = _exchange(connection, expected)
     except DBAPIError:
         # Not every operating system reports that a client has disconnected.
         connection.rollback()
-        known.pop(_CHECK_INTERVAL, None)
-        _set(connection, known)
+        del expected[_CHECK_INTERVAL]
+        before = _exchange(connection, expected)
     connection.commit()
     return before
 
 
-def _current(connection: Connection, names: Iterable[str]) -> dict[str, str]:
-    calls = ", ".join(f"current_setting('{name}', true) AS {name}" for name in names)
-    row = connection.execute(text(f"SELECT {calls}")).one()
-    return {name: value for name, value in row._asdict().items() if value is not None}
+def _exchange(connection: Connection, settings: Mapping[str, str]) -> dict[str, str]:
+    """Set those settings that the server has, and return their former values."""
+    # PostgreSQL evaluates the columns one after the other, and each costs no round trip.
+    calls = ", ".join(
+        f"current_setting('{name}', true) AS {name}, CASE WHEN current_setting('{name}', true)"
+        f" IS NOT NULL THEN set_config('{name}', :{name}, false) END AS {_NEW}{name}"
+        for name in settings
+    )
+    row = connection.execute(text(f"SELECT {calls}"), dict(settings)).one()._asdict()
+    return {name: row[name] for name in settings if row[name] is not None}
 
 
 def _set(connection: Connection, settings: Mapping[str, str]) -> None:

@@ -72,18 +72,20 @@ class Target:
         return isinstance(self.database, Embedded) and self.database.origin == _NOT_CONFIGURED
 
     @contextmanager
-    def connect(self, *, only_reading: bool = False) -> Iterator[sa.Connection]:
+    def connect(self, *, only_reading: bool = False, bare: bool = False) -> Iterator[sa.Connection]:
         """Open a connection, in a transaction with the settings of a run.
 
-        With `only_reading`, a connection of the caller can be in AUTOCOMMIT mode.
+        With `only_reading`, a connection of the caller can be in AUTOCOMMIT mode. With `bare`, no
+        transaction is begun.
         """
         with ExitStack() as stack:
             database = self.database
             if isinstance(database, sa.Connection):
-                yield stack.enter_context(self._borrowed(database, only_reading=only_reading))
+                borrowed = self._borrowed(database, only_reading=only_reading)
+                yield self._begun(stack.enter_context(borrowed), bare)
                 return
             if isinstance(database, sa.Engine):
-                yield stack.enter_context(connect_engine(database, self.options))
+                yield self._begun(stack.enter_context(connect_engine(database)), bare)
                 return
             if isinstance(database, Embedded):
                 folder, url = stack.enter_context(database.start())
@@ -91,7 +93,17 @@ class Target:
             else:
                 url = database
                 log.info("database %s (%s)", shown(url), self.origin)
-            yield stack.enter_context(connect(url, self.options))
+            yield self._begun(stack.enter_context(connect(url)), bare)
+
+    def _begun(self, connection: sa.Connection, bare: bool) -> sa.Connection:
+        """Begin a transaction with the settings of a run.
+
+        The settings hold for this transaction only. Behind a pooler in transaction mode, other
+        clients use the same session.
+        """
+        if not bare:
+            settings.set_locally(connection, self.options.lock_timeout)
+        return connection
 
     @contextmanager
     def _borrowed(
@@ -108,7 +120,6 @@ class Target:
         if threshold is not None:
             # psycopg cannot prepare a message with several statements.
             driver_connection.prepare_threshold = None
-        settings.set_locally(connection, self.options.lock_timeout)
         try:
             yield connection
         finally:
