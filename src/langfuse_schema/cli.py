@@ -119,7 +119,8 @@ class _CommandLine(CommandLine):
             "-x",
             action="append",
             metavar="NAME=VALUE",
-            help="url, embedded, lock_timeout (500ms), lock_deadline (10min)",
+            help="url, embedded, lock_timeout (500ms), lock_deadline (10min),"
+            " connect_timeout (10s)",
         )
         self.parser.add_argument(
             "--raiseerr", action="store_true", help="show a traceback with an error"

@@ -19,7 +19,7 @@ from langfuse_schema._checks.table_locks import holders
 from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
-from langfuse_schema._runtime import environment, pooler_detection
+from langfuse_schema._runtime import environment, pooler_detection, settings
 from langfuse_schema._runtime.alembic_internals import has_destination, x_arguments
 from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.options import Options, parse_options
@@ -246,7 +246,8 @@ def run_environment(context: EnvironmentContext) -> None:
                 connection,
                 lock_timeout=target.options.lock_timeout,
                 lock_deadline=target.options.lock_deadline,
-                idle_in_transaction_timeout=0.0,
+                idle_in_transaction_timeout=settings.IDLE_IN_TRANSACTION_SECONDS,
+                idle_session_timeout=settings.IDLE_SECONDS,
                 checks=upgrade_checks(History(context.script)),
                 **_shared_options(context),
             )

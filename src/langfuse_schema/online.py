@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema._runtime import alembic_internals, environment, settings
+from langfuse_schema._runtime.caller import only_command
 from langfuse_schema._runtime.checks import Checks
 from langfuse_schema._runtime.options import Options, invalid_option
 from langfuse_schema._runtime.runner import Runner
@@ -39,6 +40,9 @@ def run_migrations(  # noqa: PLR0913 - the options of a run
     revision whose lock is not available is rolled back and run again, with its Python code.
     Commands that write no revision, such as `current` and `check`, take no lock.
 
+    `alembic.context` and `alembic.op` exist once in a process, so it can run one command at a time.
+    If another thread runs one, this one raises an error before it touches a database.
+
     Arguments:
         context: `alembic.context`.
         connection: of psycopg2 or psycopg, without an open transaction. It is left without one.
@@ -53,11 +57,21 @@ def run_migrations(  # noqa: PLR0913 - the options of a run
     Raises:
         SchemaError: the run was refused or stopped; completed revisions are kept.
     """
-    environment_context: EnvironmentContext = context  # type: ignore[assignment] # a module of its methods
     times = (lock_timeout, lock_deadline, idle_in_transaction_timeout, idle_session_timeout)
     options = Options(*times)
-    _check_options(environment_context, configure)
-    _check_connection(connection)
+    with only_command(context) as environment_context:
+        _check_options(environment_context, configure)
+        _check_connection(connection)
+        _run(environment_context, connection, options, checks, configure)
+
+
+def _run(
+    environment_context: EnvironmentContext,
+    connection: sa.Connection,
+    options: Options,
+    checks: Checks | None,
+    configure: dict[str, Any],
+) -> None:
 
     def configure_context(**changes: Any) -> None:  # noqa: ANN401 - as above
         environment_context.configure(connection=connection, **{**configure, **changes})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from contextlib import contextmanager
@@ -16,7 +19,9 @@ from alembic.util import CommandError
 
 from langfuse_schema import migrations
 from langfuse_schema._checks import preflight
+from langfuse_schema._postgres import sessions
 from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._runtime import lock_monitor
 from tests.helpers.databases import (
     BUILDING,
     CHECKOUT,
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.helpers.projects import Project
+
+COLUMNS, UPDATES_PER_SECOND = 190, 10
 
 INDEX = "idx_reflections_langfuse_trace_id"
 
@@ -59,10 +66,11 @@ def is_valid(database: Database) -> bool:
 
 
 @contextmanager
-def long_transaction(database: Database) -> Iterator[None]:
+def long_transaction(database: Database, query: str = "SELECT 1 FROM pg_class") -> Iterator[None]:
     """Somebody reads something else in a long transaction, like pg_dump."""
     with database.connect() as reader:
-        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        reader.exec_driver_sql(query)
         yield
         reader.exec_driver_sql("ROLLBACK")
 
@@ -179,24 +187,58 @@ def test_index_build_prints_one_progress_line_after_one_second(database: Databas
 
 @pytest.mark.slow
 def test_index_build_updates_one_progress_line_on_terminal(database: Database) -> None:
+    """Seldom, whatever lock_timeout is, and within the width, without what a terminal obeys."""
     parent_end, child_end = pty.openpty()
-    with long_transaction(database):
-        process = upgrade_on(database, child_end)
+    fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
+    began = time.monotonic()
+    with long_transaction(database, f"SELECT '\x1b[2J\x07安全{'x' * 60}'"):
+        process = upgrade_on(database, child_end, "-x", "lock_timeout=20ms")
         os.close(child_end)
         until(database, BUILDING)
         time.sleep(2.0)
+        took = time.monotonic() - began
     printed = b""
     while part := read(parent_end):
         printed += part
     os.close(parent_end)
     assert process.wait() == 0
     updates = printed.decode().split("\r\x1b[K")
-    assert len([update for update in updates if "waiting for old snapshots" in update]) > 2
+    waiting = [update for update in updates if "waiting for old snapshots" in update]
+    assert 2 < len(waiting) <= UPDATES_PER_SECOND * took
+    assert any("安全" in update for update in waiting), waiting
+    assert all(width(update) < COLUMNS for update in waiting)
+    assert any(width(update) >= COLUMNS - 2 for update in waiting)
+    assert "\x1b" not in "".join(waiting)
+    assert "\x07" not in printed.decode()
 
 
-def upgrade_on(database: Database, stderr: int) -> subprocess.Popen[bytes]:
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("abcde", "abcde"),
+        ("abcdef", "abcde"),
+        ("安全な列", "安全"),
+        ("a\u0301bcdefg", "a\u0301bcde"),
+    ],
+)
+def test_line_is_cut_to_columns_of_terminal(line: str, expected: str) -> None:
+    assert lock_monitor.cut(line, 5) == expected
+
+
+def test_session_is_described_without_control_characters() -> None:
+    row = (7, "a\x1b[1mb", "x\r\ny", 3, "active", "SELECT 1 \x9b2J; \u202e\x1b]0;title\x07")
+    described = sessions.described(row)
+    assert described.isprintable()
+    assert "SELECT 1 2J;" in described
+
+
+def width(line: str) -> int:
+    return len(line) + line.count("安") + line.count("全")
+
+
+def upgrade_on(database: Database, stderr: int, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        [sys.executable, "-m", "alembic", *options, "upgrade", "head"],
         cwd=CHECKOUT,
         env=environment(DATABASE_URL=database.text),
         stderr=stderr,

@@ -48,5 +48,5 @@ def test_upgrade_creates_tables_in_public_under_other_search_path(database: Data
 
 def test_session_keeps_application_name_of_url(database: Database) -> None:
     url = database.url.update_query_dict({"application_name": "deploy"})
-    with connect(url) as connection:
+    with connect(url, Options()) as connection:
         assert connection.exec_driver_sql("SHOW application_name").scalar() == "deploy"

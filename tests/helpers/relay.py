@@ -27,14 +27,15 @@ _PART = 65536
 class Relay:
     """Forwards bytes in both directions. Each direction takes half of `round_trip` seconds.
 
-    A round trip is a message, or several, of a client after an answer of the server. While it is
-    `frozen`, it keeps all connections open and forwards nothing.
+    A round trip is a message, or several, of a client after an answer of the server. After a
+    message for which `freezes_after` is true, it keeps all connections open and forwards nothing.
     """
 
     server: str
     folder: Path
     round_trip: float = 0.0
-    on_message: Callable[[bytes], object] = lambda _: None
+    freezes_after: Callable[[bytes], bool] = lambda _: False
+    frozen_at: float | None = None
     sent: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,6 +53,7 @@ class Relay:
 
     def freeze(self) -> None:
         """Stop forwarding for good. The two ends see an open connection."""
+        self.frozen_at = time.monotonic()
         self._running.clear()
 
     def _accept(self) -> None:
@@ -92,12 +94,12 @@ class Relay:
                 while True:
                     due, part = parts.get()
                     time.sleep(max(0.0, due - time.monotonic()))
-                    if from_client:
-                        self.on_message(part)
                     self._running.wait()
                     if not part:
                         break
                     target.sendall(part)
+                    if from_client and self.frozen_at is None and self.freezes_after(part):
+                        self.freeze()
             hang_up(source, target)
 
         for function in (receive, send):

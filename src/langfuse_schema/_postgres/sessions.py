@@ -48,7 +48,8 @@ def described(row: Sequence[Any]) -> str:
     pid, user, application, age, state, query = row
     if not pid:
         return "a prepared transaction (see pg_prepared_xacts)"
-    query = " ".join((query or "").split()).rstrip(";")
+    user, application, query = (_printable(value) for value in (user, application, query))
+    query = query.rstrip(";")
     if is_autovacuum(row):
         must_finish = ". PostgreSQL does not cancel it, so it must finish"
         return f"pid {pid} ({query[:100]}){must_finish if prevents_wraparound(row) else ''}"
@@ -56,6 +57,11 @@ def described(row: Sequence[Any]) -> str:
     if age is not None:
         text += f" has had a transaction open for {age} s, {state}"
     return f"{text}: {query[:100]}"
+
+
+def _printable(text: str | None) -> str:
+    """Return a text on one line, without control characters, which a terminal would obey."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
 
 
 @contextmanager

@@ -34,8 +34,11 @@ def parse_url(url: str | URL, origin: str) -> URL:
         found = f"the placeholder {_PLACEHOLDER}"
         expected = "the password of the database, as set in the dashboard"
         raise SchemaError(finding("url-invalid", origin, found=found, expected=expected))
+    hosts: dict[str, str] = {}
+    if isinstance(url, str):
+        url, hosts = _without_hosts(url.strip())
     try:
-        parsed = make_url(url.strip() if isinstance(url, str) else url)
+        parsed = make_url(url).update_query_dict(hosts)
         dialect = parsed.drivername.partition("+")[0].lower()
     except (ArgumentError, ValueError):
         # The text can hold a password at an unknown place, so it is not shown.
@@ -62,7 +65,40 @@ def parse_url(url: str | URL, origin: str) -> URL:
 def shown(url: URL) -> str:
     """Return a URL as text without passwords, including those in its parameters."""
     query = {name: "***" if "password" in name else value for name, value in url.query.items()}
-    return url.set(query=query).render_as_string(hide_password=True)
+    host = query.get("host")
+    hosts = host.split(",") if isinstance(host, str) else []
+    if len(hosts) <= 1 or url.host:
+        return url.set(query=query).render_as_string(hide_password=True)
+    ports = str(query.pop("port", "")).split(",")
+    query.pop("host")
+    spelled = [f"[{host}]" if ":" in host else host for host in hosts]
+    if ports != [""]:
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        spelled = [f"{host}:{port}" for host, port in zip(spelled, ports, strict=False)]
+    text = url.set(query=query, host=_PLACE_OF_HOSTS).render_as_string(hide_password=True)
+    return text.replace(_PLACE_OF_HOSTS, ",".join(spelled))
+
+
+_SEVERAL_HOSTS = re.compile(r"([^/]*//(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(.*)", re.DOTALL)
+_HOST = re.compile(r"(?:\[([^]]*)\]|([^:]*))(?::(\d*))?")
+_PLACE_OF_HOSTS = "several-hosts"
+_DEFAULT_PORT = "5432"
+
+
+def _without_hosts(url: str) -> tuple[str, dict[str, str]]:
+    """Return a URL without several hosts, and the parameters of libpq for them.
+
+    SQLAlchemy does not accept the form of libpq, `host:port,host:port`.
+    """
+    matched = _SEVERAL_HOSTS.fullmatch(url)
+    found = matched and [_HOST.fullmatch(host) for host in matched[2].split(",")]
+    if not (matched and found and all(found)):
+        return url, {}
+    parts = [(unquote(host[1] or host[2]), host[3]) for host in found if host]
+    parameters = {"host": ",".join(name for name, _ in parts)}
+    if any(port for _, port in parts):
+        parameters["port"] = ",".join(port or _DEFAULT_PORT for _, port in parts)
+    return matched[1] + matched[3], parameters
 
 
 def _known_to_libpq(name: str) -> bool:
@@ -77,12 +113,17 @@ def _invalid(origin: str, found: str) -> Finding:
     return finding("url-invalid", origin, found=found, expected=f"a URL like {EXAMPLE}")
 
 
-# The drivers give no SQLSTATE for a failed connection. Supabase's pooler sends the last text.
+# The drivers give no SQLSTATE for a failed connection. Supabase's pooler sends the last texts.
 _LOGIN_REFUSED = (
     r"authentication failed|no password supplied|role \".*\" does not exist|not permitted to log in"
     r"|Tenant or user not found"
 )
-
+_CONNECTIONS_EXHAUSTED = (
+    r"too many (?:clients|connections)|connection slots are reserved|no more connections allowed"
+    r"|[Mm]ax ?[Cc]lient"
+)
+# libpq writes the severity, in the language of the server, with two spaces after the colon.
+_ANSWER = r"(?m)(?:^|failed: |: )[^\s:][^:\n]{0,40}:  \S|server does not support SSL"
 
 _IPV6_ONLY = (
     "Supabase's direct host has an IPv6 address only. Without IPv6, use the session pooler."
@@ -102,6 +143,10 @@ def connection_finding(url: URL, error: DBAPIError) -> Finding:
         return finding("database-missing", place, cause=cause)
     if re.search(r"invalid \w+ value", cause):
         return finding("url-invalid", place, found=cause, expected="parameters of libpq")
+    if re.search(_CONNECTIONS_EXHAUSTED, cause):
+        return finding("connections-exhausted", place, cause=cause)
+    if re.search(_ANSWER, cause):
+        return finding("connection-rejected", place, cause=cause)
     advice = "Check the host and the port in the URL."
     fix: tuple[str, ...] = ()
     project = re.fullmatch(r"db\.(\w+)\.supabase\.co", url.host or "")

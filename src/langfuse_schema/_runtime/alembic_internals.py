@@ -9,9 +9,11 @@ import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import alembic.context
+import alembic.op
 from alembic.runtime.migration import MigrationContext, RevisionStep
 from alembic.util import to_tuple
 from alembic.util.langhelpers import ModuleClsProxy
@@ -156,6 +158,41 @@ def running_environment() -> EnvironmentContext | None:
     while frame is not None and not str(frame.f_globals.get("__name__")).startswith("alembic."):
         frame = frame.f_back
     return getattr(alembic.context, "_proxy", None) if frame is not None else None
+
+
+def own_environment(context: ModuleType | EnvironmentContext) -> EnvironmentContext | None:
+    """Return the environment of `alembic.context`, or the given one; None if it is another's.
+
+    A command of another thread replaces the global one. The own command is found in the stack.
+    """
+    environment = getattr(context, "_proxy", None) if isinstance(context, ModuleType) else context
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") != "alembic.command":
+        frame = frame.f_back
+    config = frame.f_locals.get("config") if frame is not None else None
+    if environment is None or config not in (None, environment.config):
+        return None
+    return environment
+
+
+@contextmanager
+def kept_installed(environment: EnvironmentContext) -> Iterator[None]:
+    """Install an environment in `alembic.context` again, if a command of another thread removed it.
+
+    Otherwise the end of the own command would fail.
+    """
+    installed = getattr(alembic.context, "_proxy", None) is environment
+    try:
+        yield
+    finally:
+        if installed and getattr(alembic.context, "_proxy", None) is not environment:
+            environment._install_proxy()  # noqa: SLF001 - see above
+
+
+def has_operations(context: EnvironmentContext) -> bool:
+    """Return whether `alembic.op` runs on the connection of a configured environment."""
+    operations = getattr(alembic.op, "_proxy", None)
+    return operations is not None and operations.migration_context is context.get_context()
 
 
 def connection_of(environment: EnvironmentContext) -> Connection | None:

@@ -18,7 +18,7 @@ from langfuse_schema._postgres.errors import sqlstate
 from langfuse_schema._postgres.sessions import SCRIPT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection, CursorResult, Executable
 
@@ -48,9 +48,9 @@ class Batch:
     @contextmanager
     def collecting(self) -> Iterator[None]:
         """Send the collected statements when they are needed."""
-        listeners = {
+        listeners: dict[str, Callable[..., None]] = {
             "before_cursor_execute": self._send_before,
-            "commit": self._send_before,
+            "commit": self._send_before_commit,
             "rollback": self._forget,
         }
         for name, listener in listeners.items():
@@ -78,16 +78,18 @@ class Batch:
         The server does not report it. So the message is sent again, with a mark after each
         statement, and rolled back. The connection has no open transaction, and is left so.
         """
-        statements, self._failed = self._failed, ()
-        if len(statements) <= 1 or self._connection.invalidated:
-            return next(iter(statements), None)
+        statements = self._failed
+        if error.statement != _script(statements) or self._connection.invalidated:
+            return None
+        if len(statements) == 1:
+            return statements[0]
         driver_connection: Any = self._connection.connection.dbapi_connection
         marked = [
             f"{statement};\n{_MARKER.format(number)}"
             for number, statement in enumerate(statements, start=1)
         ]
         try:
-            self._connection.exec_driver_sql(";\n".join(marked), execution_options=SCRIPT)
+            self._connection.exec_driver_sql(_script(marked), execution_options=SCRIPT)
         except DBAPIError as again:
             if _message(again) == _message(error):
                 passed = [n for n in driver_connection.notices if _MARKED in n]
@@ -100,19 +102,32 @@ class Batch:
     def _send_before(self, *_: object) -> None:
         self._send()
 
+    def _send_before_commit(self, _: object) -> None:
+        try:
+            self._send()
+        except DBAPIError:
+            # For SQLAlchemy, the transaction has ended: a failed COMMIT rolls back.
+            if not self._connection.invalidated:
+                driver_connection: Any = self._connection.connection.dbapi_connection
+                driver_connection.rollback()
+            raise
+
     def _send(self) -> CursorResult[Any] | None:
         statements, self._statements = self._statements, []
         if not statements:
             return None
-        script = ";\n".join(statements)
         try:
-            return self._connection.exec_driver_sql(script, execution_options=SCRIPT)
+            return self._connection.exec_driver_sql(_script(statements), execution_options=SCRIPT)
         except DBAPIError:
             self._failed = tuple(statements)
             raise
 
     def _forget(self, *_: object) -> None:
         self._statements = []
+
+
+def _script(statements: Sequence[str]) -> str:
+    return ";\n".join(statements)
 
 
 def _message(error: DBAPIError) -> tuple[str, str]:

@@ -20,7 +20,9 @@ from langfuse_schema._runtime import alembic_internals
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from types import ModuleType
 
+    from alembic.runtime.environment import EnvironmentContext
     from sqlalchemy import Connection
 
     from langfuse_schema._postgres.findings import Finding
@@ -101,6 +103,26 @@ def nested_command(*, only_reading: bool = False) -> Iterator[None]:
         raise explained from error
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def only_command(context: ModuleType | EnvironmentContext) -> Iterator[EnvironmentContext]:
+    """Run the online part of env.py, unless another thread runs a command.
+
+    Yields:
+        The environment of the command in this thread.
+
+    Raises:
+        SchemaError: Alembic's globals are those of another thread, or another thread uses them.
+    """
+    environment = alembic_internals.own_environment(context)
+    if environment is None or not _one_command.acquire(blocking=False):
+        raise SchemaError(finding("command-in-thread", "this process"))
+    try:
+        with alembic_internals.kept_installed(environment):
+            yield environment
+    finally:
+        _one_command.release()
 
 
 @contextmanager

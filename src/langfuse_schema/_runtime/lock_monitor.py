@@ -7,15 +7,17 @@ index answers no query. So a thread reads both over a second connection, ten tim
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
+import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langfuse_schema._postgres import sessions
-from langfuse_schema._runtime import caller
+from langfuse_schema._runtime import caller, watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,10 +31,14 @@ log = logging.getLogger("langfuse_schema")
 _INTERVAL_SECONDS = 0.1
 _FIRST_REPORT_SECONDS = 1.0
 _LINE_SECONDS = 10.0
+_DEFAULT_COLUMNS = 80
 _END_SECONDS = 0.1  # for the thread, when the run is over
 
-_STATE = """
-SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', p.phase,
+# The monitor of a client that is frozen must not stay connected.
+_SETTINGS = "SET idle_session_timeout = '60s'"
+
+_STATE = f"""
+SELECT a.wait_event_type IS NOT DISTINCT FROM 'Lock', {watchdog.IS_DONE}, p.phase,
        CASE WHEN p.blocks_total > 0 THEN p.blocks_total ELSE p.tuples_total END,
        CASE WHEN p.blocks_total > 0 THEN p.blocks_done ELSE p.tuples_done END
 FROM pg_stat_activity AS a LEFT JOIN pg_stat_progress_create_index AS p ON p.pid = a.pid
@@ -77,7 +83,7 @@ class LockMonitor:
         self._connection = connection
         self._deadline = options.lock_deadline
         self._terminal = terminal
-        self._logged_at = float("-inf")
+        self._written_at = float("-inf")
         self._pid = pid
         self._interval = min(_INTERVAL_SECONDS, options.lock_timeout / 4)
         self._waiting_since: float | None = None
@@ -87,6 +93,7 @@ class LockMonitor:
         self._failed = False
         # A daemon: behind a full pooler it can wait for its connection indefinitely.
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._watchdog = watchdog.Watchdog(connection, pid, lambda: self._build is not None)
         self._thread.start()
 
     def blocking(self) -> str:
@@ -97,9 +104,15 @@ class LockMonitor:
             return "an unknown session, because a second connection was not available"
         return "a session that ended before it could be read"
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection of the run was ended, because the server did not answer."""
+        return self._watchdog.lost
+
     def close(self) -> None:
         """End the thread."""
         self._ended.set()
+        self._watchdog.close()
         if self._connected:
             self._thread.join(_END_SECONDS)
 
@@ -107,7 +120,7 @@ class LockMonitor:
     def build(self, table: str) -> Iterator[None]:
         """Report the progress of an index build, and bound its waits."""
         self._waiting_since = None
-        self._logged_at = float("-inf")
+        self._written_at = float("-inf")
         self._build = (table, time.monotonic())
         try:
             yield
@@ -120,29 +133,37 @@ class LockMonitor:
         # Most runs end before the first interval, and need no second connection.
         if self._ended.wait(self._interval):
             return
+        self._watchdog.start()
         try:
             with (
                 sessions.second_connection(self._connection) as driver_connection,
                 driver_connection.cursor() as cursor,
             ):
                 self._connected = True
-                self._read(cursor)
-                while not self._ended.wait(self._interval):
+                cursor.execute(_SETTINGS)
+                while True:
                     self._read(cursor)
+                    self._watchdog.answered()
+                    if self._ended.wait(self._interval):
+                        break
         except Exception as error:  # noqa: BLE001 - a run continues without a monitor
             self._failed = True
+            if self._connected:
+                self._watchdog.close()
             log.debug("the lock monitor stopped: %s", error)
 
     def _read(self, cursor: Any) -> None:  # noqa: ANN401 - of psycopg2, which has no types, or psycopg
         build = self._build
         cursor.execute(_STATE, (self._pid,))
-        waiting, phase, total, done = cursor.fetchone() or (False, None, 0, 0)
+        waiting, is_done, phase, total, done = cursor.fetchone() or (False, True, None, 0, 0)
         if waiting:
             self._read_wait(cursor)
         else:
             self._waiting_since = None
         if build is None or build is not self._build:
             return
+        if is_done:
+            self._watchdog.end_run()
         table, started = build
         if self._waiting_since and time.monotonic() - self._waiting_since > self._deadline:
             self.gave_up = True
@@ -170,13 +191,40 @@ class LockMonitor:
 
     def _report(self, progress: str) -> None:
         """Overwrite the line on a terminal, else log one every 10 s."""
+        now = time.monotonic()
+        if now - self._written_at < (_INTERVAL_SECONDS if self._terminal else _LINE_SECONDS):
+            return
+        self._written_at = now
         if self._terminal:
             _overwrite(progress)
-        elif time.monotonic() - self._logged_at >= _LINE_SECONDS:
+        else:
             log.info(progress)
-            self._logged_at = time.monotonic()
 
 
 def _overwrite(line: str) -> None:
-    sys.stderr.write(f"\r\x1b[K{line}")
+    """Replace the last line of the terminal. A line that wraps could not be replaced."""
+    sys.stderr.write(f"\r\x1b[K{cut(line, _columns() - 1)}")
     sys.stderr.flush()
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _DEFAULT_COLUMNS
+    except OSError:
+        return _DEFAULT_COLUMNS
+
+
+def cut(line: str, columns: int) -> str:
+    """Return the start of a line that fits into these columns. Some characters take two."""
+    width = 0
+    for position, character in enumerate(line):
+        width += _width(character)
+        if width > columns:
+            return line[:position]
+    return line
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

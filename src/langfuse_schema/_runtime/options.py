@@ -11,7 +11,9 @@ from langfuse_schema._postgres.findings import SchemaError, finding
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KNOWN = ("url", "embedded", "lock_timeout", "lock_deadline")
+_TIMES = ("lock_timeout", "lock_deadline", "connect_timeout")
+
+KNOWN = ("url", "embedded", *_TIMES)
 """The names after `-x`."""
 
 # PostgreSQL's range for a timeout, in seconds. Its timeout of 0 is an indefinite wait.
@@ -29,6 +31,7 @@ class Options:
         idle_in_transaction_timeout: the longest pause between two statements of a transaction.
             0 is no limit, and None keeps the limit of the role.
         idle_session_timeout: the longest pause between two transactions, like the former.
+        connect_timeout: the longest wait for each host of a URL.
 
     Raises:
         SchemaError: a value is out of range.
@@ -38,6 +41,7 @@ class Options:
     lock_deadline: float = 600.0
     idle_in_transaction_timeout: float | None = None
     idle_session_timeout: float | None = None
+    connect_timeout: float = 10.0
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -57,8 +61,7 @@ def parse_options(arguments: Mapping[str, str]) -> Options:
     for name in arguments:
         if name not in KNOWN:
             raise SchemaError(finding("option-unknown", f"-x {name}", known=", ".join(KNOWN)))
-    times = ("lock_timeout", "lock_deadline")
-    return Options(**{name: _time(name, arguments[name]) for name in times if name in arguments})
+    return Options(**{name: _time(name, arguments[name]) for name in _TIMES if name in arguments})
 
 
 def invalid_option(place: str, found: str, expected: str, advice: str) -> SchemaError:

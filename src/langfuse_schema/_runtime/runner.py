@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import sys
@@ -20,10 +19,11 @@ from langfuse_schema._postgres.errors import (
     sqlstate,
 )
 from langfuse_schema._postgres.findings import Finding, SchemaError, finding
-from langfuse_schema._runtime import pooler_detection, settings
+from langfuse_schema._runtime import lost_sessions, pooler_detection, settings
 from langfuse_schema._runtime.alembic_internals import (
     Steps,
     collect_statements,
+    has_operations,
     purges,
     recorded_heads,
     steps_after,
@@ -31,6 +31,7 @@ from langfuse_schema._runtime.alembic_internals import (
 from langfuse_schema._runtime.batches import Batch
 from langfuse_schema._runtime.builds import Builds
 from langfuse_schema._runtime.lock_monitor import LockMonitor
+from langfuse_schema._runtime.lost_sessions import Session
 from langfuse_schema._runtime.runner_lock import RunnerLock
 
 if TYPE_CHECKING:
@@ -49,17 +50,6 @@ _RETRIED = (LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED)
 # The pauses differ, so that two sessions that collide do not collide again.
 _PAUSE_SECONDS = (1.0, 2.0)
 _REMINDER_SECONDS = 10.0
-
-_IDLE_LIMITS = {
-    "idle_in_transaction_session_timeout": "idle_in_transaction_timeout",
-    "idle_session_timeout": "idle_session_timeout",
-}
-"""The argument of a run by the setting of PostgreSQL."""
-
-_SESSION = (
-    "SELECT pg_backend_pid(), json_object_agg(name, setting::float / 1000)::text FROM pg_settings"
-    " WHERE name IN ('idle_in_transaction_session_timeout', 'idle_session_timeout')"
-)
 
 
 @dataclass
@@ -84,8 +74,8 @@ class Runner:
     _retrying: bool = field(default=False, init=False)
     _logged: str = field(default="", init=False)
     _logged_at: float = field(default=0.0, init=False)
-    _idle_limits: dict[str, float] = field(default_factory=dict, init=False)
     _lock: RunnerLock = field(init=False)
+    _session: Session = field(init=False)
     _monitor: LockMonitor = field(init=False)
     _builds: Builds = field(init=False)
     _batch: Batch = field(init=False)
@@ -147,13 +137,10 @@ class Runner:
         """Run all steps, and retry them until the deadline while locks are held."""
         self._advanced_at = time.monotonic()
         connection = self.connection
-        pid, limits = connection.exec_driver_sql(_SESSION).one()
-        connection.rollback()
-        self._idle_limits = json.loads(limits)
-        # A longer pause would end the session.
-        longest = self._idle_limits.get("idle_session_timeout", 0.0) / 2 or _PAUSE_SECONDS[1]
+        self._session = Session.of(connection)
+        longest = self._session.longest_pause or _PAUSE_SECONDS[1]
         terminal = self.context.config.cmd_opts is not None and sys.stderr.isatty()
-        self._monitor = LockMonitor(connection, pid, self.options, terminal=terminal)
+        self._monitor = LockMonitor(connection, self._session.pid, self.options, terminal=terminal)
         self._builds = Builds(connection, self.options, self._watch, self._advance)
         self._batch = Batch(connection)
         # The revisions of any other environment can catch the error of a statement.
@@ -216,6 +203,8 @@ class Runner:
 
     def _remaining(self, *_: object) -> Iterator[Any]:
         for step in self._steps.remaining():
+            if not has_operations(self.context):
+                raise SchemaError(finding("command-in-thread", "this process"))
             # In the transaction of the step. Alembic returns here after its commit.
             self._lock.ensure_held(self.connection)
             yield step
@@ -273,16 +262,15 @@ class Runner:
             error.statement = failed or error.statement
 
     def _explain_lost_session(self, error: Exception) -> None:
-        """Raise an error if the server ended the session because it was idle.
-
-        Not every driver passes on the reason of the server.
-        """
-        if not getattr(error, "connection_invalidated", False):
+        """Raise an error that explains why the session has ended, if it has."""
+        if not lost_sessions.is_lost(error):
             return
-        for setting, limit in self._idle_limits.items():
-            if 0 < limit <= self._builds.idle:
-                values = {"argument": _IDLE_LIMITS[setting]}
-                raise SchemaError(finding("session-timed-out", setting, **values)) from error
+        silent = self._monitor.lost
+        timed_out = None if silent or self.checks else self._session.timed_out(self._builds.idle)
+        if timed_out:
+            raise SchemaError(timed_out) from error
+        if silent or self.checks:
+            raise SchemaError(lost_sessions.lost(self.connection, error, silent=silent)) from error
 
     def _left(self) -> float:
         """Return the seconds until the deadline, counted from the first try of a step or build."""

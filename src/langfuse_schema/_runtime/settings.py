@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 _CHECK_INTERVAL = "client_connection_check_interval"
 
+IDLE_IN_TRANSACTION_SECONDS, IDLE_SECONDS = 10.0, 15.0
+"""The limits for a client that is frozen, such as a sleeping laptop.
+
+Between two statements, the code of this package's revisions takes milliseconds. A runner pauses for
+at most two seconds between two tries. After these limits, the server releases the locks.
+"""
+
 _NEW = "new_"
 
 _OPTIONAL = {
@@ -49,7 +56,7 @@ def timeouts(
 
 def session_settings(lock_timeout: float) -> dict[str, str]:
     """Return the settings for this package's revisions, which every server has."""
-    return {**timeouts(lock_timeout, idle_in_transaction=0.0), **READING}
+    return {**timeouts(lock_timeout, idle_in_transaction=IDLE_IN_TRANSACTION_SECONDS), **READING}
 
 
 def milliseconds(seconds: float) -> str:

@@ -7,13 +7,22 @@ the whole process, so a program that calls `upgrade()` keeps its handlers.
 from __future__ import annotations
 
 import signal
+import time
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from select import select
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from psycopg2.extensions import POLL_OK, POLL_READ, get_wait_callback, set_wait_callback
+import psycopg2
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    STATUS_SETUP,
+    get_wait_callback,
+    parse_dsn,
+    set_wait_callback,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +56,7 @@ def find_interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
     return error
 
 
-def call_briefly(function: Callable[[], Result]) -> Result | None:
+def call_briefly(function: Callable[[], Result], seconds: float = _SHORT_SECONDS) -> Result | None:
     """Call a function that can block on the network, and wait for it for half a second.
 
     Return its result, or None if it failed or took longer. It can continue in the background.
@@ -60,7 +69,7 @@ def call_briefly(function: Callable[[], Result]) -> Result | None:
 
     Thread(target=call, daemon=True).start()
     try:
-        return results.get(timeout=_SHORT_SECONDS)
+        return results.get(timeout=seconds)
     except Empty:
         return None
 
@@ -69,9 +78,43 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def connect(**parameters: Any) -> Any:  # noqa: ANN401 - of libpq; psycopg2 has no types
+    """Connect, and let a signal interrupt it.
+
+    With a wait callback, libpq applies no connect_timeout, and does not continue with the next host
+    of several. So in the main thread it connects in another thread, without the callback.
+    """
+    if get_wait_callback() is not _wait or current_thread() is not main_thread():
+        return psycopg2.connect(**parameters)
+    results: SimpleQueue[Any] = SimpleQueue()
+
+    def call() -> None:
+        try:
+            results.put(psycopg2.connect(**parameters))
+        except Exception as error:  # noqa: BLE001 - raised in the main thread, whatever it is
+            results.put(error)
+
+    set_wait_callback(None)
+    try:
+        Thread(target=call, daemon=True).start()
+        result = results.get()
+    finally:
+        set_wait_callback(_wait)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
 def _wait(connection: Any) -> None:  # noqa: ANN401 - psycopg2 has no types
     # After an exception psycopg2 closes the connection. The server ends the statement within
     # client_connection_check_interval.
+    deadline = None
+    if connection.status == STATUS_SETUP:
+        limit = float(parse_dsn(connection.dsn).get("connect_timeout", 0))
+        deadline = time.monotonic() + limit if limit else None
     while (state := connection.poll()) != POLL_OK:
         reading = [connection] if state == POLL_READ else []
-        select(reading, [] if reading else [connection], [])
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise psycopg2.OperationalError("timeout expired")
+        select(reading, [] if reading else [connection], [], left)

@@ -93,7 +93,7 @@ class Target:
             else:
                 url = database
                 log.info("database %s (%s)", shown(url), self.origin)
-            yield self._begun(stack.enter_context(connect(url)), bare)
+            yield self._begun(stack.enter_context(connect(url, self.options)), bare)
 
     def _begun(self, connection: sa.Connection, bare: bool) -> sa.Connection:
         """Begin a transaction with the settings of a run.

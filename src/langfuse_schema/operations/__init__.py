@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from alembic import context, op
+from alembic import op
 from sqlalchemy import text
 
 from langfuse_schema.operations._indexes import Index, build, drop, quoted
@@ -128,7 +128,7 @@ def drop_index_online(name: str, *, schema: str = "public") -> None:
 
 def has_column(table: str, column: str) -> bool:
     """Return whether a table of schema public has a column; in offline mode, return False."""
-    if context.is_offline_mode():
+    if op.get_context().as_sql:
         return False
     query = text(
         "SELECT count(*) FROM pg_attribute"
@@ -146,7 +146,7 @@ def report_rows(tables: Sequence[str]) -> None:
     Arguments:
         tables: tables of schema public, without schema.
     """
-    if context.is_offline_mode():
+    if op.get_context().as_sql:
         return
     # Options live as long as the run, which can retry a step.
     reported = op.get_context().opts.setdefault("reported_rows", set())

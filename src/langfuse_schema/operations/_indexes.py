@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from alembic import context, op
+from alembic import op
 from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -58,7 +58,7 @@ def build(index: Index) -> None:
         _drop_invalid_index(index)
         execute(index.create("IF NOT EXISTS "))
         return
-    offline = context.is_offline_mode()
+    offline = op.get_context().as_sql
     leftover = False if offline else _find_leftover(index)
     if leftover is None:
         return
