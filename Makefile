@@ -24,7 +24,7 @@ test: dev
 
 ## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
 test-slow: dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations=15
 	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/revisions tests/access
 
 ## check: lint, format and types

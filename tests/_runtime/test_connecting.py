@@ -102,7 +102,10 @@ def test_every_command_ends_when_host_never_answers(silent_port: int) -> None:
         assert took <= MOST_SECONDS, command
 
 
-@pytest.mark.parametrize("command_line", [False, True], ids=["program", "command line"])
+@pytest.mark.parametrize(
+    "command_line",
+    [pytest.param(False, marks=pytest.mark.slow, id="program"), pytest.param(True, id="command")],
+)
 def test_upgrade_continues_with_next_host(
     database: Database, silent_port: int, command_line: bool
 ) -> None:

@@ -78,7 +78,15 @@ def follow(database: Database, findings: Iterable[Finding], *, sql_first: bool) 
             database.execute(command)
 
 
-@pytest.mark.parametrize("revision", [CORE, POLICIES, HARDENED, REVISIONS[-1]])
+@pytest.mark.parametrize(
+    "revision",
+    [
+        pytest.param(CORE, marks=pytest.mark.slow),
+        POLICIES,
+        pytest.param(HARDENED, marks=pytest.mark.slow),
+        REVISIONS[-1],
+    ],
+)
 @pytest.mark.parametrize("reporter", ["upgrade", "preflight", "verify"])
 def test_fixes_after_restore_end_closed_and_complete(
     legacy_database: Database, second_database: Database, psql: str, revision: str, reporter: str
