@@ -1,6 +1,7 @@
 """Map the Langfuse tables and the app's linked tables to classes, for sync and async sessions.
 
-The app's own Alembic uses `Base.metadata`, with the two functions of docs/models.md in its env.py.
+The app's own Alembic uses `Base.metadata`, with the two functions of docs/how-to/app-alembic.md in
+its env.py.
 """
 
 from __future__ import annotations

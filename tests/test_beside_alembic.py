@@ -204,8 +204,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documented(page: str) -> str:
-    """The first program in docs/models.md for this file of an app."""
-    text = (CHECKOUT / "docs" / "models.md").read_text(encoding="utf-8")
+    """The first program in docs/how-to/app-alembic.md for this file of an app."""
+    text = (CHECKOUT / "docs" / "how-to" / "app-alembic.md").read_text(encoding="utf-8")
     return re.findall(rf"^```python\n# {page}\n(.*?)```", text, re.MULTILINE | re.DOTALL)[0]
 
 

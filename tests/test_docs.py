@@ -1,4 +1,4 @@
-"""What the documentation shows works as it stands there, and what is generated is of today."""
+"""The commands and programs of the documentation run, and its generated parts are current."""
 
 from __future__ import annotations
 
@@ -15,73 +15,127 @@ from rate_limit import allow
 from sqlalchemy.exc import ProgrammingError
 
 from langfuse_schema import migrations
+from langfuse_schema.tables import APP_TABLES
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
     AOI,
     CHECKOUT,
+    CORE,
+    HEAD,
     PLAN_REVISIONS,
     POLICIES,
     Database,
     insert_example_rows,
     langfuse_schema,
+    langfuse_tables,
     plan_sql,
     run,
 )
 from tools import chain, generate, pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/**/*.md"))]
 
 ELSEWHERE = {
-    "make ": "run in a fresh clone by test_fresh_clone",
-    "pip install": "installed from the wheel by test_wheel",
-    "export DATABASE_URL": "an example; the tests set their own",
-    "alembic upgrade head": "the app's own, in a scratch app with a history of its own",
-    "uv run": "the same as make, for whoever has uv",
-    "langfuse-schema export": "run by test_export, in a folder of its own",
-    "supabase ": "run by test_supabase_cli",
-    "langfuse-schema dev": "run by test_embedded and test_fresh_clone",
-    "pg_dump ": "run by test_operations",
+    ".venv/bin/langfuse-schema dev": "run by the test of the tutorial, and by tests/embedded",
+    ".venv/bin/python benchmarks/scaling.py": "run with few rows by test_benchmarks",
+    ".venv/bin/python benchmarks/live.py": "takes minutes; test_benchmarks runs it in compare.py",
+    ".venv/bin/python benchmarks/rls.py": "takes minutes, with 2,000,000 traces",
+    "alembic upgrade head": "run by test_beside_alembic, in an app with revisions",
+    "export DATABASE_URL": "has placeholders; the tests set another URL",
     "for t in ": "run by test_operations",
+    "langfuse-schema dev": "run by tests/embedded and test_fresh_clone",
+    "langfuse-schema export": "run by test_export, in a temporary folder",
+    "make ": "run by test_fresh_clone",
+    "pg_dump ": "run by test_operations",
+    "pip install": "run by test_wheel, with the built wheel",
     "psql ": "run by test_operations",
+    "supabase db reset": "needs Docker; test_supabase_cli runs the files without it",
+    "supabase migration ": "run by test_supabase_cli",
 }
-"""Commands that are run, or not, for the reason beside them, by the beginning of the line."""
+"""Commands that another test runs, or none for the given reason, by the beginning of the line."""
+
+PLACEHOLDERS = {"COMMAND": "upgrade", "REVISION": HEAD}
 
 
-def shown(pattern: str) -> Iterator[Any]:
-    for page in PAGES:
-        for found in re.findall(
-            pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-        ):
-            yield pytest.param(found, id=f"{page.name}: {found.splitlines()[0][:60]}")
+def blocks(text: str, *kinds: str) -> list[str]:
+    """Return the fenced blocks of these languages."""
+    return re.findall(rf"^ *```(?:{'|'.join(kinds)})\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[Any]:
-    """Each once, however many pages show it."""
-    fenced = shown(r"^\$ ([^\n]*)$")
-    inline = shown(r"`(langfuse-schema [^`\n]*)`")
-    once = {command.values[0]: command for command in [*fenced, *inline]}
+def commands_of(text: str) -> list[str]:
+    """Return the commands of a page: in blocks, and those of langfuse-schema in sentences."""
+    # The name of a command without its argument is not a command.
+    found = re.findall(r"`(langfuse-schema (?!(?:upgrade|downgrade|stamp)`)[^`\n]*)`", text)
+    for block in blocks(text, "bash", "sh", "shell", "console"):
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        found += prompted or [line for line in lines if not line.startswith("#")]
+    return found
+
+
+def commands() -> dict[str, str]:
+    """Return the page of each command. A command of several pages is listed once."""
+    return {
+        command: page.name
+        for page in PAGES
+        for command in commands_of(page.read_text(encoding="utf-8"))
+        if "…" not in command
+    }
+
+
+def runnable() -> list[Any]:
     return [
-        command
-        for text, command in once.items()
-        if not text.startswith(tuple(ELSEWHERE)) and "…" not in text
+        pytest.param(command, id=f"{page}: {command}")
+        for command, page in commands().items()
+        if not command.startswith(tuple(ELSEWHERE))
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", runnable())
 def test_documented_command_exits_0(database: Database, command: str) -> None:
-    program, *arguments = shlex.split(command)
+    program, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     assert program == "langfuse-schema"
     if "stamp" in arguments:
         database.execute(plan_sql(*PLAN_REVISIONS))
+    elif "--revision" in arguments:
+        migrations.upgrade(database.url, arguments[arguments.index("--revision") + 1])
     elif not {"upgrade", "preflight"} & set(arguments):
         migrations.upgrade(database.url)
     outcome = langfuse_schema(database, *arguments)
     assert outcome.code == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("beginning", ELSEWHERE)
+def test_exception_is_documented_command(beginning: str) -> None:
+    assert any(command.startswith(beginning) for command in commands())
+
+
+@pytest.mark.slow
+def test_tutorial_prints_documented_output(database: Database, tmp_path: Path) -> None:
+    """The commands run on a test database, which `dev` would pass to them as DATABASE_URL."""
+    page = (CHECKOUT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    names = iter(re.findall(r"[Ss]ave (?:it|this program) as `(\w+\.py)`", page))
+    programs = {"langfuse-schema": ["-m", "langfuse_schema"], "python": []}
+    migrations.upgrade(database.url)
+    printed, run_commands = "", 0
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if language == "python":
+            (tmp_path / next(names)).write_text(block, encoding="utf-8")
+        elif language == "text":
+            assert block in printed
+        elif not block.startswith("make "):
+            command = block.strip().removeprefix(".venv/bin/langfuse-schema dev .venv/bin/")
+            program, *arguments = shlex.split(command)
+            words = [*programs[program], *arguments]
+            outcome = run(sys.executable, *words, cwd=tmp_path, DATABASE_URL=database.text)
+            assert outcome.code == 0, outcome.stderr
+            printed, run_commands = outcome.stdout, run_commands + 1
+    assert run_commands == 5
+    assert not {*langfuse_tables()} & {*database.catalog().tables}
 
 
 def test_adopted_plan_upgrades_to_head_and_passes_check(database: Database) -> None:
@@ -98,7 +152,12 @@ def belongs_to_alembic(program: str) -> bool:
 
 @pytest.mark.parametrize(
     "program",
-    [code for code in shown(r"^```python\n(.*?)```") if not belongs_to_alembic(code.values[0])],
+    [
+        pytest.param(program, id=f"{page.name}: {program.splitlines()[0][:60]}")
+        for page in PAGES
+        for program in blocks(page.read_text(encoding="utf-8"), "python")
+        if not belongs_to_alembic(program)
+    ],
 )
 def test_documented_program_exits_0(database: Database, tmp_path: Path, program: str) -> None:
     migrations.upgrade(database.url)
@@ -131,22 +190,39 @@ def test_generated_files_are_current(database: Database) -> None:
         assert page.read_text(encoding="utf-8") == text, "run: make generate"
 
 
-def test_every_relative_link_points_to_existing_file() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_every_relative_link_points_to_existing_file_and_heading(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_index_links_every_page() -> None:
+    index = CHECKOUT / "docs" / "index.md"
+    links = re.findall(r"\]\(([\w./-]+\.md)\)", index.read_text("utf-8"))
+    linked = {(index.parent / link).resolve() for link in links}
+    pages = {page for page in PAGES if index.parent in page.parents and ".ja." not in page.name}
+    assert pages - linked == {index}
 
 
 def sql_of(page: str, beginning: str) -> str:
     text = (CHECKOUT / "docs" / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sql\n(.*?)```", text, re.MULTILINE | re.DOTALL)
-    (found,) = (block for block in blocks if block.startswith(beginning))
-    return str(found)
+    (found,) = (block for block in blocks(text, "sql") if block.startswith(beginning))
+    return found
 
 
 def test_documented_sql_partitions_rate_limit_logs(database: Database) -> None:
     migrations.upgrade(database.url)
-    database.execute(sql_of("scaling.md", "BEGIN;"))
+    database.execute(sql_of("how-to/retention.md", "BEGIN;"))
     engine = sa.create_engine(database.url)
     with engine.begin() as connection:
         connection.execute(sa.text("SET LOCAL ROLE service_role"))
@@ -169,6 +245,27 @@ def test_documented_sql_deletes_old_traces_with_their_scores(database: Database)
         "UPDATE langfuse_traces SET created_at = '2020-01-01' WHERE trace_id IN"
         " (SELECT trace_id FROM langfuse_traces ORDER BY trace_id LIMIT 1)"
     )
-    database.execute(sql_of("scaling.md", "DELETE FROM langfuse_traces"))
+    database.execute(sql_of("how-to/retention.md", "DELETE FROM langfuse_traces"))
     assert database.execute("SELECT count(*) FROM langfuse_traces") == [(1,)]
     assert database.execute("SELECT count(*) FROM langfuse_scores") == [(1,)]
+
+
+def test_documented_sql_deletes_old_counters(database: Database) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    database.execute(
+        "INSERT INTO rate_limit_logs (user_id, endpoint, window_start)"
+        f" VALUES ('{AOI}', '/old', now() - interval '2 days')"
+    )
+    database.execute(sql_of("how-to/retention.md", "DELETE FROM rate_limit_logs"))
+    assert database.execute("SELECT count(*) FROM rate_limit_logs WHERE endpoint = '/old'") == [
+        (0,)
+    ]
+    assert database.execute("SELECT count(*) FROM rate_limit_logs") == [(1,)]
+
+
+def test_first_revision_needs_no_app_table(database: Database) -> None:
+    """docs/how-to/other-names.md recommends it for an app with other tables."""
+    database.execute(f"DROP TABLE {', '.join(APP_TABLES)}")
+    migrations.upgrade(database.url, CORE)
+    assert verify(database.url, CORE) == []

@@ -498,7 +498,7 @@ def downgrade():
 def test_documented_env_py_and_revision_run_in_both_directions(
     database: Database, create: Callable[..., Project]
 ) -> None:
-    page = (CHECKOUT / "docs" / "your-migrations.md").read_text()
+    page = (CHECKOUT / "docs" / "how-to" / "your-migrations.md").read_text()
     env, documented = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
     project = create(a=ORDERS, b=documented)
     project.env.write_text(env)

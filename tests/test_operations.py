@@ -1,4 +1,4 @@
-"""docs/operations.md keeps its word: every code is explained, every way back leads back."""
+"""The commands of docs/how-to/roll-back.md resolve each state and restore the rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import TestServer
 
-PAGE = (CHECKOUT / "docs" / "operations.md").read_text(encoding="utf-8")
+PAGE = (CHECKOUT / "docs" / "how-to" / "roll-back.md").read_text(encoding="utf-8")
 
 
 def forget_the_revision(database: Database) -> None:
@@ -137,9 +137,9 @@ def test_documented_commands_restore_rows_after_downgrade(
     for table in tables.APP_TABLES:
         database.execute(f"UPDATE {table} SET langfuse_trace_id = '{TRACE.format(1)}'")
     before = contents()
-    keeping, _, restoring = PAGE.partition("## Restoring")
+    keeping, _, restoring = PAGE.partition("After the next upgrade")
     kept, restored = (
-        re.findall(r"^ *\$ ((?:pg_dump|psql|for) .*)$", part, re.MULTILINE)
+        re.findall(r"^((?:pg_dump|psql|for) .*)$", part, re.MULTILINE)
         for part in (keeping, restoring)
     )
     assert (len(kept), len(restored)) == (2, 2)

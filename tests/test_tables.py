@@ -132,7 +132,8 @@ class TestLinkColumn:
     def test_column_of_another_table_is_refused(self) -> None:
         shared = langfuse_trace_id_column()
         sa.Table("reflections", sa.MetaData(), shared)
-        with pytest.raises(InvalidRequestError, match=r"once for each table.*docs/models\.md"):
+        message = r"once for each table.*docs/how-to/app-models\.md"
+        with pytest.raises(InvalidRequestError, match=message):
             sa.Table("streaks", sa.MetaData(), shared)
 
     def test_copied_link_column_has_one_foreign_key_and_one_index(self) -> None:

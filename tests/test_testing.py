@@ -207,7 +207,7 @@ def test_table_of_app_has_link(langfuse_database_url, number):
 
 @pytest.mark.slow
 def test_documented_test_passes(tmp_path: Path) -> None:
-    page = (CHECKOUT / "docs" / "local-work.md").read_text(encoding="utf-8")
+    page = (CHECKOUT / "docs" / "how-to" / "test-your-app.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
     conftest, tests = (block for block in blocks if "langfuse_schema.testing" in block)
     outcome = App(tmp_path, conftest, tests).pytest()

@@ -21,6 +21,7 @@ from langfuse_schema._checks import checklist
 from langfuse_schema._history.chain import History, config_file
 from langfuse_schema._postgres.findings import catalogue, finding
 from tests.access import permissions
+from tools import python_api
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tools.chain import Measured
 
 DOCS = Path(__file__).parents[1] / "docs"
+REFERENCE = DOCS / "reference"
+MEASUREMENTS = DOCS / "explanation" / "measurements.md"
 
 
 def between_markers(text: str, name: str, content: str) -> str:
@@ -75,7 +78,7 @@ def revisions_page(measured: Mapping[str, Measured]) -> str:
             for name, text in facts
             if name not in ("Revision ID", "Revises")
         ]
-        parts.append("\n| measured on | upgrade | downgrade |\n|---|---|---|")
+        parts.append("\n| table | lock of the upgrade | lock of the downgrade |\n|---|---|---|")
         parts += [
             f"| `{table}` | {_spelled(up.get(table))} | {_spelled(down.get(table))} |"
             for table in sorted({*up, *down})
@@ -86,7 +89,7 @@ def revisions_page(measured: Mapping[str, Measured]) -> str:
 
 def _spelled(mode: str | None) -> str:
     if mode is None:
-        return "nothing that others feel"
+        return "none"
     return re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
 
 
@@ -215,7 +218,17 @@ def repair(history: History) -> str:
     """Return the command that records all revisions in the history of the Supabase CLI."""
     ids = " ".join(history.revisions)
     command = f'supabase migration repair --status applied {ids} --remote="$DATABASE_URL" --yes'
-    return f"```console\n$ {command}\n```"
+    return f"```bash\n{command}\n```"
+
+
+def index_table(history: History) -> str:
+    """Return the table of the indexes at head."""
+    lines = ["| table | index | definition |", "|---|---|---|"]
+    for table in history.schema(history.head).values():
+        for index in table.indexes:
+            definition = index.definition.partition(" USING ")[2].removeprefix("btree ")
+            lines.append(f"| `{table.name}` | `{index.name}` | `{definition}` |")
+    return "\n".join(lines)
 
 
 def errors() -> str:
@@ -247,12 +260,15 @@ def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
         (readme, "verify", verified(history)),
         (readme, "picture", picture()),
         (japanese, "picture", picture()),
-        (DOCS / "revisions.md", "revisions", revisions_page(measured)),
-        (DOCS / "permissions.md", "permissions", permissions.render()),
-        (DOCS / "adopting.md", "repair", repair(history)),
-        (DOCS / "reference" / "errors.md", "errors", errors()),
-        (DOCS / "scaling.md", "scaling", scaling_tables(scaling)),
-        (DOCS / "scaling.md", "stall", stall_table(compare)),
+        (REFERENCE / "revisions.md", "revisions", revisions_page(measured)),
+        (REFERENCE / "permissions.md", "permissions", permissions.render()),
+        (DOCS / "how-to" / "supabase-cli.md", "repair", repair(history)),
+        (REFERENCE / "errors.md", "errors", errors()),
+        (REFERENCE / "schema.md", "picture", picture()),
+        (REFERENCE / "schema.md", "indexes", index_table(history)),
+        (REFERENCE / "python-api.md", "api", python_api.render()),
+        (MEASUREMENTS, "scaling", scaling_tables(scaling)),
+        (MEASUREMENTS, "stall", stall_table(compare)),
     ):
         text = found.get(path) or path.read_text(encoding="utf-8")
         found[path] = between_markers(text, name, content)

@@ -7,8 +7,8 @@ Why: beyond the plan. The plan's policies are correct, but they call auth.uid() 
     which the plan was run by hand has the same grants afterwards.
     No form of the policy for reading scores is the fastest for every query. This form lists the
     user's own traces, and uses the list with the index on langfuse_scores.trace_id, which EXISTS
-    and IN do not. The list is also built to read the scores of one trace. docs/scaling.md has
-    the measurements.
+    and IN do not. The list is also built to read the scores of one trace.
+    docs/explanation/rls.md has the measurements.
 Locks: ACCESS EXCLUSIVE on the four tables. All waits together are at most one lock_timeout, and
     the locks are held for milliseconds. Before them, SHARE UPDATE EXCLUSIVE, which no read or write
     waits for, cancels an autovacuum.

@@ -243,7 +243,7 @@ def _refuse_second_table(column: Column[UUID | None], table: Table) -> None:
             f"{table.name} cannot use the {LINK_COLUMN} column of {first.name}."
             " Call langfuse_trace_id_column() once for each table. In a shared base class of"
             " SQLModel, declare a plain field and add the foreign key and the index in"
-            " __table_args__, as in docs/models.md."
+            " __table_args__, as in docs/how-to/app-models.md."
         )
 
 

@@ -23,10 +23,10 @@ OWNERS_ONLY = ("TRUNCATE", "MAINTAIN")
 ACTIONS = (*READ_AND_WRITE, *OWNERS_ONLY)
 
 ROLES = {
-    "anon": "nobody signed in (`anon`)",
-    "user": "a user (`authenticated`)",
+    "anon": "`anon`, not signed in",
+    "user": "`authenticated`, a signed-in user",
     "service_role": "`service_role`",
-    "authenticator": "`authenticator` itself",
+    "authenticator": "`authenticator` before SET ROLE",
     "owner": "the tables' owner",
 }
 
@@ -112,13 +112,13 @@ def cell(role: str, table: str, revision: str) -> str:
         if rows != "refused":
             by_rows.setdefault(rows, []).append(action)
     if not by_rows:
-        return "nothing"
+        return "no access"
     return "; ".join(f"{words(actions)}: {rows}" for rows, actions in by_rows.items())
 
 
 def words(actions: list[str]) -> str:
     if list(ACTIONS) == actions:
-        return "everything"
+        return "all privileges"
     if "INSERT" in actions and INSERT_ALL not in actions:
         actions = ["INSERT without status and times" if a == "INSERT" else a for a in actions]
     return ", ".join(action for action in actions if action != INSERT_ALL)

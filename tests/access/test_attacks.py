@@ -1,4 +1,4 @@
-"""What a signed-in user may try in SQL; docs/permissions.md says what remains possible."""
+"""A signed-in user runs SQL; docs/reference/permissions.md lists the remaining possibilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who logs in as what: each way of docs/permissions.md, tried."""
+"""Each login role of docs/how-to/server-roles.md reads and writes as documented."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ SEND = """UPDATE langfuse_scores SET status = 'sent', sent_at = now() WHERE id I
 
 def sql_of_page(title: str) -> str:
     """The SQL block below a heading of the page."""
-    page = CHECKOUT / "docs" / "permissions.md"
-    section = page.read_text(encoding="utf-8").partition(f"### {title}\n")[2]
+    page = CHECKOUT / "docs" / "how-to" / "server-roles.md"
+    section = page.read_text(encoding="utf-8").partition(f"## {title}\n")[2]
     return section.partition("```sql\n")[2].partition("```")[0]
 
 
