@@ -9,7 +9,7 @@ ifneq ($(filter C POSIX,$(LC_ALL)),)
 export LC_ALL := C.UTF-8
 endif
 
-.PHONY: demo test test-slow check generate revision release matrix benchmark clean dev embedded python
+.PHONY: demo test test-slow check generate site revision release matrix benchmark clean dev embedded docs python
 
 ## demo: migrate the embedded database, and print its tables
 demo: embedded
@@ -23,7 +23,7 @@ test: dev
 	$(BIN)/pytest -rs $(TESTS)
 
 ## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
-test-slow: dev
+test-slow: dev docs
 	$(BIN)/pytest -m slow --durations=15
 	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/revisions tests/access
 
@@ -36,6 +36,10 @@ check: dev
 ## generate: write the snapshots and the generated parts of the docs
 generate: dev
 	$(BIN)/python -m tools.generate
+
+## site: build the documentation site into build/site
+site: docs
+	$(BIN)/python -m tools.site
 
 ## revision: create a revision, as in: make revision MESSAGE="add a table"
 revision: dev
@@ -59,8 +63,8 @@ clean: python
 	@$(PYTHON) tools/clean.py
 
 # Each command checks the environment: a moved one, or one of another PYTHON, is created again.
-dev embedded: python
-	@$(PYTHON) tools/environment.py $(if $(filter dev,$@),dev embedded,embedded)
+dev embedded docs: python
+	@$(PYTHON) tools/environment.py $(if $(filter dev,$@),dev embedded,$@)
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \

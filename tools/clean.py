@@ -33,7 +33,7 @@ def main() -> None:
         removed = removal.remove(CHECKOUT)
         found = [CHECKOUT / name for name in CREATED]
         found += [*CHECKOUT.glob("*.egg-info"), *CHECKOUT.glob("src/*.egg-info")]
-        folders = ("src", "tests", "tools", "alembic", "benchmarks", "examples")
+        folders = ("src", "tests", "tools", "alembic", "benchmarks", "examples", "docs")
         found += [cache for name in folders for cache in CHECKOUT.glob(f"{name}/**/__pycache__")]
         for path in found:
             if path.is_dir() and not path.is_symlink():

@@ -86,7 +86,7 @@ def render() -> str:
         spans.setdefault(rows_at(revision), []).append(revision)
     heading = "| | " + " | ".join(ROLES.values()) + " |\n" + "|---" * (len(ROLES) + 1) + "|"
     sections = [
-        f"### {' and '.join(span)} ({'now' if HISTORY.head in span else 'earlier'})\n\n"
+        f"## {' and '.join(span)} ({'now' if HISTORY.head in span else 'earlier'})\n\n"
         f"{heading}\n{rows}"
         for rows, span in spans.items()
     ]
