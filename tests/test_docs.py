@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from rate_limit import allow
 from sqlalchemy.exc import ProgrammingError
 
-from langfuse_schema import migrations
+from langfuse_schema import cli, migrations
+from langfuse_schema._runtime.options import KNOWN
 from langfuse_schema.tables import APP_TABLES
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
@@ -45,6 +46,7 @@ ELSEWHERE = {
     ".venv/bin/python benchmarks/rls.py": "takes minutes, with 2,000,000 traces",
     "alembic upgrade head": "run by test_beside_alembic, in an app with revisions",
     "export DATABASE_URL": "has placeholders; the tests set another URL",
+    "git clone ": "has a placeholder; the tests run in a checkout",
     "for t in ": "run by test_operations",
     "langfuse-schema dev": "run by tests/embedded and test_fresh_clone",
     "langfuse-schema export": "run by test_export, in a temporary folder",
@@ -136,6 +138,20 @@ def test_tutorial_prints_documented_output(database: Database, tmp_path: Path) -
             printed, run_commands = outcome.stdout, run_commands + 1
     assert run_commands == 5
     assert not {*langfuse_tables()} & {*database.catalog().tables}
+
+
+def test_reference_lists_every_command_and_option() -> None:
+    page = (CHECKOUT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    rows = {row.split()[1].strip("`"): row for row in page.splitlines() if row.startswith("| `")}
+    parser = cli._CommandLine().subparsers.choices
+    assert parser.keys() <= rows.keys()
+    of_env_py = {"--help", "--tag", "--resolve-dependencies"}
+    for command, options in parser.items():
+        for action in options._actions:
+            long = {name for name in action.option_strings if name.startswith("--")} - of_env_py
+            assert all(f"`{name}" in rows[command] for name in long), (command, long)
+    listed = {name.partition("=")[0] for name in rows if "=" in name}
+    assert listed == {*KNOWN}
 
 
 def test_adopted_plan_upgrades_to_head_and_passes_check(database: Database) -> None:
