@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).parents[1] / "docs"
 REFERENCE = DOCS / "reference"
+EXAMPLES = Path(__file__).with_name("examples.json")
 MEASUREMENTS = DOCS / "explanation" / "measurements.md"
 
 
@@ -232,12 +233,17 @@ def index_table(history: History) -> str:
 
 
 def errors() -> str:
-    """Return a section for each code, with its explanation and its form."""
+    """Return a section for each code, with its explanation and an example.
+
+    The examples have values of real messages. A value without an example is its name in capitals.
+    """
     sections = []
+    examples = json.loads(EXAMPLES.read_text("utf-8"))
     for code, section in catalogue().items():
         fields = {name for _, name, _, _ in Formatter().parse("\n".join(section.values())) if name}
-        values = {name: name.upper() for name in fields}
-        example = finding(code, "OBJECT", **{k: v for k, v in values.items() if k != "place"})
+        given = examples.get(code, {"object": "OBJECT", "values": {}})
+        values = {name: name.upper() for name in fields - {"place"}} | given["values"]
+        example = finding(code, given["object"], **values)
         exits = section.get("exit", "1")
         ends = (
             "A warning does not stop a command."

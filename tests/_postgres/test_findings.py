@@ -19,6 +19,7 @@ from langfuse_schema._postgres.findings import (
     finding,
 )
 from tests.helpers.databases import CHECKOUT
+from tools.pages import EXAMPLES
 
 SOURCE = CHECKOUT / "src" / "langfuse_schema"
 REFERENCE = (CHECKOUT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
@@ -51,6 +52,14 @@ def test_code_is_rendered_as_text_and_json(code: str) -> None:
     }  # fmt: skip
     assert (found["code"], found["object"]) == (code, "public.example")
     assert isinstance(found["fix"], list)
+
+
+@every_code
+def test_code_has_example_with_every_value(code: str) -> None:
+    example = json.loads(EXAMPLES.read_text("utf-8"))[code]
+    assert fields(code) <= example["values"].keys()
+    rendered = finding(code, example["object"], **example["values"])
+    assert f"```text\n{rendered}\n```" in REFERENCE
 
 
 @every_code
