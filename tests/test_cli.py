@@ -276,13 +276,18 @@ class TestPreflight:
         assert [finding["code"] for finding in report["findings"]] == ["server-unreachable"]
 
     @pytest.mark.parametrize("command", ["preflight", "check", "verify"])
-    def test_command_reports_database_busy_when_table_is_locked(
+    def test_command_names_session_that_locks_a_table(
         self, database: Database, command: str
     ) -> None:
         migrations.upgrade(database.url)
         with database.connect() as holder:
             holder.exec_driver_sql("BEGIN; LOCK TABLE langfuse_scores")
+            pid = holder.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
             outcome = langfuse_schema(database, "-x", "lock_timeout=50ms", command)
             holder.exec_driver_sql("ROLLBACK")
-        assert outcome.code != 0
-        assert "database-busy" in outcome.stderr
+        assert outcome.code == 2
+        busy = "error[database-busy]: could not read public.langfuse_scores within lock_timeout"
+        assert busy in outcome.stderr
+        assert "public.langfuse_scores is locked by another session:\n" in outcome.stderr
+        assert f" pid {pid} (postgres, " in outcome.stderr
+        assert f"SELECT pg_terminate_backend({pid});" in outcome.stderr

@@ -135,7 +135,7 @@ def preflight_report(config: Config) -> Report:
     """
     history = History.of(config)
     target = target_of(config)
-    with target.connect() as connection, errors_as_findings():
+    with target.connect() as connection, errors_as_findings(connection):
         heads = VERSION_TABLE.heads(connection)
         applied = next(iter(heads), None)
         findings = checks.UpgradeChecks(history).heads(heads)
@@ -239,7 +239,7 @@ def run_environment(context: EnvironmentContext) -> None:
             environment.interrupts(config),
             # Before a command that writes, the runner begins the transaction.
             target.connect(bare=has_destination(context)) as connection,
-            errors_as_findings(lambda: VERSION_TABLE.check_privileges(connection)),
+            errors_as_findings(connection, lambda: VERSION_TABLE.check_privileges(connection)),
         ):
             run_migrations(
                 context,

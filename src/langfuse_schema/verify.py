@@ -55,7 +55,7 @@ def report(target: Target, history: History, revision: str, *, verbose: bool = F
         raise CommandError(f"verify compares with a revision, not with {revision}")
     with (
         target.connect(only_reading=True, bare=True) as connection,
-        errors_as_findings(),
+        errors_as_findings(connection),
         _read_only(connection, target.options.lock_timeout),
     ):
         return drift.report(connection, history, expected, verbose=verbose)

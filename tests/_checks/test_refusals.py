@@ -10,6 +10,7 @@ import pytest
 from langfuse_schema import migrations, tables
 from langfuse_schema._history.chain import config_file
 from langfuse_schema._postgres.findings import SchemaError
+from langfuse_schema._postgres.urls import parse_url, shown
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
     CORE,
@@ -89,9 +90,16 @@ class TestServer:
         url = "postgresql://postgres@db.invalid/postgres"
         refused(database, "server-unreachable", "db.invalid", url=url)
 
-    def test_missing_database_is_reported_with_createdb_command(self, database: Database) -> None:
-        url = database.url.set(database="nowhere").render_as_string()
-        refused(database, "database-missing", "Correct the name of the database", url=url)
+    def test_missing_database_is_reported_without_command_for_another_host(
+        self, database: Database
+    ) -> None:
+        url = database.url.set(database="nowhere")
+        with pytest.raises(migrations.SchemaError) as stopped:
+            migrations.preflight(url)
+        (finding,) = stopped.value.findings
+        assert (finding.code, finding.fix) == ("database-missing", ())
+        assert finding.advice == "Correct the name of the database in the URL."
+        assert shown(parse_url(url, "the URL")) in finding.message
 
     def test_upgrade_reports_unknown_role(self, database: Database) -> None:
         url = database.as_user("stranger").render_as_string()

@@ -129,7 +129,7 @@ def test_upgrade_reports_blocking_session_at_lock_deadline(database: Database) -
             "error[table-locked]: could not lock public.encouragement_messages within 1 s",
             f"pid {holder.info.backend_pid} (supabase_admin, nightly report)",
             f"the database is at {CORE}",
-            "Then run the same command again.",
+            "then run the same command again.",
         ):
             assert message in outcome.stderr
         # As on Supabase, postgres is a member of pg_monitor, which reads the queries of all roles.
@@ -151,8 +151,25 @@ def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Data
             SchemaError, match=r"a transaction open for . s, idle.*payroll"
         ) as stopped:
             migrations.downgrade(database.url, "base", lock_timeout=0.2, lock_deadline=0.5)
-        holder.exec_driver_sql("ROLLBACK")
-    assert stopped.value.findings[0].code == "table-locked"
+        (finding,) = stopped.value.findings
+        pid = holder.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
+        assert finding.code == "table-locked"
+        assert finding.fix == (f"SELECT pg_terminate_backend({pid});",)
+        assert database.execute(finding.fix[0]) == [(True,)]
+    migrations.downgrade(database.url, "base")
+
+
+def test_table_locked_offers_no_end_of_session_of_superuser(database: Database) -> None:
+    """The role that migrates is refused to end such a session."""
+    with held(database, "encouragement_messages") as holder:
+        with pytest.raises(SchemaError) as stopped:
+            migrations.upgrade(database.url, lock_timeout=0.2, lock_deadline=0.5)
+        (finding,) = stopped.value.findings
+        assert f"pid {holder.info.backend_pid} (supabase_admin" in str(finding.cause)
+        assert finding.fix == ()
+        assert "pg_terminate_backend" not in str(finding)
+        with pytest.raises(sa.exc.ProgrammingError, match=r"permission denied|must be a superuser"):
+            database.execute(f"SELECT pg_terminate_backend({holder.info.backend_pid})")
 
 
 @pytest.mark.slow

@@ -70,6 +70,20 @@ def test_role_that_must_not_read_version_table_is_told_the_owner(database: Datab
         database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
 
 
+def test_fix_for_another_role_grants_no_membership(database: Database) -> None:
+    """Membership in the owner would give the role all of its privileges."""
+    role = f"app_{database.url.database}"
+    database.execute(f"CREATE ROLE {role} LOGIN", SUPERUSER)
+    try:
+        report = migrations.preflight(database.as_user(role))
+    finally:
+        database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", SUPERUSER)
+    assert {"app-table-not-owned", "privilege-missing"} <= {one.code for one in report.findings}
+    grants = [fix for one in report.findings for fix in one.fix if fix.startswith("GRANT ")]
+    assert grants
+    assert all(" ON " in grant for grant in grants)
+
+
 def test_unreachable_direct_host_names_session_pooler() -> None:
     url = make_url(
         "postgresql+psycopg2://postgres:secret@db.abcdefghijklmnopqrst.supabase.co/postgres"

@@ -355,7 +355,9 @@ def test_verify_reports_database_busy_when_table_is_locked(database: Database) -
         outcome = langfuse_schema(database, "-x", "lock_timeout=100ms", "verify")
         assert outcome.code == 2
         assert "database-busy" in outcome.stderr
-        with pytest.raises(SchemaError, match="a migration, or another session"):
+        with pytest.raises(
+            SchemaError, match=r"is locked by another session:\n *pid \d+ \(postgres, "
+        ):
             verify(database.url)
         connection.exec_driver_sql("ROLLBACK")
 

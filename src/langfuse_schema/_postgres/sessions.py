@@ -30,6 +30,32 @@ COLUMNS = (
 """Columns of pg_stat_activity. Some are NULL in the sessions of other roles."""
 
 
+CAN_BE_ENDED = """
+    coalesce((pg_has_role(a.usesysid, 'USAGE') OR pg_has_role('pg_signal_backend', 'USAGE'))
+    AND (current_setting('is_superuser') = 'on'
+         OR NOT (SELECT r.rolsuper FROM pg_roles AS r WHERE r.oid = a.usesysid)), false)"""
+"""Whether the connected role has the privilege to end a session of pg_stat_activity AS a.
+
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL
+"""
+
+_END_ADVICE = (
+    " To end a session now, run its statement on the database. The transaction of the session is"
+    " rolled back:"
+)
+
+
+def ending(advice: str, pids: Sequence[int]) -> dict[str, Any]:
+    """Return the advice and the fix of a finding whose cause is other sessions.
+
+    Arguments:
+        advice: the advice if no session can be ended.
+        pids: the sessions that the connected role can end.
+    """
+    fix = tuple(f"SELECT pg_terminate_backend({pid});" for pid in pids)
+    return {"advice": advice + _END_ADVICE if fix else advice, "fix": fix}
+
+
 def is_autovacuum(columns: Sequence[Any]) -> bool:
     """Return whether `COLUMNS` are those of an autovacuum."""
     return (columns[-1] or "").startswith("autovacuum:")

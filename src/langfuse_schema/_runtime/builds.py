@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # DETACH PARTITION CONCURRENTLY.
 _STATEMENT = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
-    r"(?:CREATE\s+(?:UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\s+(?:\([^)]*\)\s*)?\w+)"
+    r"(?P<verb>CREATE\s+(?:UNIQUE\s+)?INDEX|DROP\s+INDEX|REINDEX\s+(?:\([^)]*\)\s*)?\w+)"
     r"\s+CONCURRENTLY\b(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
@@ -45,6 +45,17 @@ def target(statement: str) -> str | None:
     return found[1] if found else "the database"
 
 
+_ACTIONS = {"CREATE": "build an index on", "DROP": "drop the index", "REINDEX": "reindex"}
+
+
+def _action(statement: str, name: str) -> str:
+    """Return a statement with CONCURRENTLY in words, such as "build an index on public.t"."""
+    matched = _STATEMENT.match(statement)
+    assert matched is not None
+    verb, *_ = matched["verb"].split()
+    return f"{_ACTIONS[verb.upper()]} {name}"
+
+
 class Builds:
     """The statements with CONCURRENTLY on a connection.
 
@@ -56,6 +67,7 @@ class Builds:
 
     Attributes:
         running: the table of the statement that runs, or that failed; else None.
+        action: the same statement in words, as in "could not build an index on public.t".
         idle: the seconds between the last statement, of any kind, and the one before it.
     """
 
@@ -68,6 +80,7 @@ class Builds:
     ) -> None:
         """Keep the arguments."""
         self.running: str | None = None
+        self.action = ""
         self.idle = 0.0
         self._ended_at = time.monotonic()
         self._connection = connection
@@ -100,7 +113,7 @@ class Builds:
             return
         self.forget()
         self._stack.enter_context(self._watch(table))
-        self.running = table
+        self.running, self.action = table, _action(statement, table)
 
     def _after(self, connection: Connection, _cursor: object, statement: str, *_: object) -> None:
         self._ended_at = time.monotonic()

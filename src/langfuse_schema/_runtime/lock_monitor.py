@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from langfuse_schema._postgres import sessions
+from langfuse_schema._postgres.findings import finding
 from langfuse_schema._runtime import caller, watchdog
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._runtime.options import Options
 
 log = logging.getLogger("langfuse_schema")
@@ -32,6 +34,11 @@ _INTERVAL_SECONDS = 0.1
 _FIRST_REPORT_SECONDS = 1.0
 _LINE_SECONDS = 10.0
 _DEFAULT_COLUMNS = 80
+_WAITS_FOR_END = "the statement waits until these transactions have ended:"
+_ADVICE = (
+    "Wait until these sessions have ended their transactions, then run the same command again."
+    " To wait longer, increase `lock_deadline`."
+)
 _END_SECONDS = 0.1  # for the thread, when the run is over
 
 # The monitor of a client that is frozen must not stay connected.
@@ -49,7 +56,7 @@ _WAITING_FOR = f"""
 SELECT (SELECT n.nspname || '.' || c.relname FROM pg_locks AS l
         JOIN pg_class AS c ON c.oid = l.relation JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE l.pid = %s AND NOT l.granted LIMIT 1),
-       b.pid, {sessions.COLUMNS}
+       {sessions.CAN_BE_ENDED}, b.pid, {sessions.COLUMNS}
 FROM unnest(pg_blocking_pids(%s)) AS b (pid) LEFT JOIN pg_stat_activity AS a ON a.pid = b.pid
 ORDER BY b.pid
 """
@@ -57,10 +64,17 @@ ORDER BY b.pid
 
 @dataclass(frozen=True)
 class Wait:
-    """A wait of a backend: the locked table, or None for old snapshots, and the sessions."""
+    """A wait of a backend.
+
+    Attributes:
+        table: the locked table; None if an index build waits for transactions to end.
+        sessions: one line for each session that blocks the backend.
+        can_be_ended: the pids of those that the connected role has the privilege to end.
+    """
 
     table: str | None
     sessions: tuple[str, ...]
+    can_be_ended: tuple[int, ...]
 
 
 class LockMonitor:
@@ -104,6 +118,22 @@ class LockMonitor:
             return "an unknown session, because a second connection was not available"
         return "a session that ended before it could be read"
 
+    def locked(self, place: str, action: str, state: str) -> Finding:
+        """Return the finding that the sessions blocked the run until its deadline.
+
+        Arguments:
+            place: the table in question.
+            action: the part of the run that did not succeed, such as "lock public.t".
+            state: of the database.
+        """
+        cause = self.blocking()
+        if self.last_wait and self.last_wait.table is None:
+            cause = f"{_WAITS_FOR_END}\n{cause}"
+        deadline = f"{self._deadline:g} s"
+        fix = sessions.ending(_ADVICE, self.last_wait.can_be_ended if self.last_wait else ())
+        values = {"action": action, "deadline": deadline, "cause": cause, "state": state}
+        return finding("table-locked", place, **values, **fix)
+
     @property
     def lost(self) -> bool:
         """Whether the connection of the run was ended, because the server did not answer."""
@@ -119,7 +149,7 @@ class LockMonitor:
     @contextmanager
     def build(self, table: str) -> Iterator[None]:
         """Report the progress of an index build, and bound its waits."""
-        self._waiting_since = None
+        self._waiting_since = self.last_wait = None
         self._written_at = float("-inf")
         self._build = (table, time.monotonic())
         try:
@@ -179,8 +209,10 @@ class LockMonitor:
         rows = cursor.fetchall()
         if rows:
             self._waiting_since = self._waiting_since or time.monotonic()
-            self.last_wait = Wait(rows[0][0], tuple(sessions.described(row[1:]) for row in rows))
-            if self._caller and self._caller.pid in [row[1] for row in rows]:
+            blocking = tuple(sessions.described(row[2:]) for row in rows)
+            can_be_ended = tuple(row[2] for row in rows if row[1])
+            self.last_wait = Wait(rows[0][0], blocking, can_be_ended)
+            if self._caller and self._caller.pid in [row[2] for row in rows]:
                 self._end_wait_for(cursor, self._caller)
 
     def _end_wait_for(self, cursor: Any, calling: caller.Caller) -> None:  # noqa: ANN401 - as above

@@ -16,9 +16,10 @@ from langfuse_schema._postgres.errors import (
     DEADLOCK_DETECTED,
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
+    busy,
     sqlstate,
 )
-from langfuse_schema._postgres.findings import Finding, SchemaError, finding
+from langfuse_schema._postgres.findings import SchemaError, finding
 from langfuse_schema._runtime import lost_sessions, pooler_detection, settings
 from langfuse_schema._runtime.alembic_internals import (
     Steps,
@@ -126,7 +127,7 @@ class Runner:
         except DBAPIError as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE:
                 raise
-            raise SchemaError(finding("database-busy", "the version table")) from error
+            raise SchemaError(busy(self.connection)) from error
         if self.checks and not purges(self.context):
             findings = self.checks.heads(heads)
             if findings:
@@ -245,13 +246,16 @@ class Runner:
             self._advanced_at = time.monotonic() - self.options.lock_timeout
         self._retrying = True
         place = (wait and wait.table) or building or "the database"
+        of_build = self._builds.action if building and not (wait and wait.table) else None
+        action = of_build or f"lock {place}"
         left = self._left()
         if blocked_by:
             raise SchemaError(blocked_by.holds(place, state=self._state())) from error
         if gave_up or not left:
-            raise SchemaError(self._table_locked(place, blocking)) from error
+            raise SchemaError(self._monitor.locked(place, action, self._state())) from error
         if self._logged != place or time.monotonic() - self._logged_at >= _REMINDER_SECONDS:
-            log.warning("%s is locked; retrying for %.0f s. Blocked by %s", place, left, blocking)
+            problem = f"could not {of_build}" if of_build else f"{place} is locked"
+            log.warning("%s; retrying for %.0f s. Blocked by %s", problem, left, blocking)
             self._logged, self._logged_at = place, time.monotonic()
 
     def _name_statement(self, error: Exception) -> None:
@@ -275,11 +279,6 @@ class Runner:
     def _left(self) -> float:
         """Return the seconds until the deadline, counted from the first try of a step or build."""
         return max(0.0, self._advanced_at + self.options.lock_deadline - time.monotonic())
-
-    def _table_locked(self, place: str, blocking: str) -> Finding:
-        deadline = f"{self.options.lock_deadline:g} s"
-        values = {"deadline": deadline, "cause": blocking, "state": self._state()}
-        return finding("table-locked", place, **values)
 
     def _state(self) -> str:
         reached = ", ".join(recorded_heads(self.context)) or "base"
