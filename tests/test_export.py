@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NOTHING_FOLLOWS = "No revision follows head. Nothing to do."
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("export") / "supabase" / "migrations"
@@ -40,7 +44,8 @@ def test_export_after_revision_writes_later_files_only(
     outcome = langfuse_schema(None, "export", str(tmp_path), "--after", after)
     assert outcome.code == 0
     assert len(list(tmp_path.iterdir())) == files
-    assert ("nothing to write" in outcome.stderr) == (files == 0)
+    *_, last = outcome.stdout.splitlines()
+    assert last == (f"Wrote {files} files to {tmp_path}." if files else NOTHING_FOLLOWS)
 
 
 def rollback(content: str) -> str:
@@ -124,6 +129,8 @@ def test_export_refuses_to_replace_different_file_without_force(tmp_path: Path) 
         return outcome.code, outcome.stderr
 
     assert export() == (0, "")
+    again = langfuse_schema(None, "export", str(tmp_path))
+    assert again.stdout.splitlines()[-1] == "All files are current. Nothing to do."
     first, *_, last = sorted(tmp_path.iterdir())
     written = first.read_text()
     first.write_text("-- the plan's own\n")
@@ -131,7 +138,10 @@ def test_export_refuses_to_replace_different_file_without_force(tmp_path: Path) 
     code, message = export()
     assert code == 2
     assert "file-differs" in message
-    assert "--force" in message
+    assert f"files in {tmp_path} exist with other content" in message
+    command = f"langfuse-schema export {shlex.quote(str(tmp_path))}"
+    assert f"\n {command} --after {REVISIONS[0]}\n" in re.sub(" +", " ", message)
+    assert f"\n {command} --force\n" in re.sub(" +", " ", message)
     assert first.read_text() == "-- the plan's own\n"
     assert not last.exists()
     assert export("--after", POLICIES) == (0, "")

@@ -27,6 +27,7 @@ from langfuse_schema._postgres.findings import (
     NOT_IN_RIGHT_STATE,
     Report,
     SchemaError,
+    counted,
     exit_code,
 )
 from langfuse_schema._runtime.environment import configure_logging, interrupts
@@ -266,15 +267,18 @@ def _export(
     from langfuse_schema import export
 
     rendered = export.files(config, after, one_transaction=one_transaction)
-    written = export.write(Path(directory), rendered, force=force)
+    written = export.write(Path(directory), rendered, force=force, one_transaction=one_transaction)
     for name in rendered:
         print(Path(directory, name), "" if name in written else "(unchanged)")
-    if not rendered:
-        print(f"nothing to write: no revision comes after {after}", file=sys.stderr)
     newer = export.newer_files(Path(directory), rendered)
     if newer:
         command_line = "supabase migration up --include-all"
         print(f"{newer[-1]} is newer. If it was applied, run:\n{command_line}", file=sys.stderr)
+    if written:
+        print(f"Wrote {counted(len(written), 'file')} to {directory}.")
+    else:
+        reason = "All files are current" if rendered else f"No revision follows {after}"
+        print(f"{reason}. Nothing to do.")
     return 0
 
 

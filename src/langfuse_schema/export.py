@@ -8,6 +8,7 @@ nor a version table.
 from __future__ import annotations
 
 import io
+import shlex
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from alembic.config import Config
     from alembic.script import Script
+
+    from langfuse_schema._postgres.findings import Finding
 
 _ONLINE = """\
 Written by `langfuse-schema export` for supabase/migrations. The Supabase CLI, from 2.109.0 on, runs
@@ -108,13 +111,20 @@ def _render(
     return output.getvalue().strip()
 
 
-def write(directory: Path, rendered: dict[str, str], *, force: bool = False) -> list[str]:
+def write(
+    directory: Path,
+    rendered: dict[str, str],
+    *,
+    force: bool = False,
+    one_transaction: bool = False,
+) -> list[str]:
     """Write all files, or none.
 
     Arguments:
         directory: created if it is missing.
         rendered: from `files`.
         force: whether to overwrite files with other content.
+        one_transaction: as for `files`. The commands in a message repeat the option.
 
     Returns:
         The names of the files that are new or had other content.
@@ -130,8 +140,7 @@ def write(directory: Path, rendered: dict[str, str], *, force: bool = False) -> 
             if path.read_text(encoding="utf-8") != rendered[name]
         ]
         if differing and not force:
-            differs = [finding("file-differs", str(directory / name)) for name in differing]
-            raise SchemaError(*differs)
+            raise SchemaError(_differs(directory, differing, one_transaction))
         directory.mkdir(parents=True, exist_ok=True)
         written = [name for name in rendered if name in differing or name not in existing]
         for name in written:
@@ -140,6 +149,16 @@ def write(directory: Path, rendered: dict[str, str], *, force: bool = False) -> 
         unusable = finding("directory-unusable", str(directory), cause=str(error))
         raise SchemaError(unusable) from error
     return written
+
+
+def _differs(directory: Path, names: list[str], one_transaction: bool) -> Finding:
+    option = " --one-transaction" if one_transaction else ""
+    values = {
+        "found": "\n".join(names),
+        "command": f"langfuse-schema export {shlex.quote(str(directory))}{option}",
+        "last": names[-1].partition("_")[0],
+    }
+    return finding("file-differs", str(directory), **values)
 
 
 def newer_files(directory: Path, rendered: dict[str, str]) -> list[str]:

