@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
+from contextlib import redirect_stdout
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from io import StringIO
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from langfuse_schema import cli, migrations
+from langfuse_schema import migrations
+from langfuse_schema.cli import arguments
 from tests.helpers.databases import (
     CHECKOUT,
     CORE,
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     Command = Callable[..., Outcome]
 
 HEAD = migrations.revisions()[-1]
+
+MOST_NAMES = 24
+"""The columns of an argument's names. The description of longer names is on the next line."""
 
 both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schema])
 
@@ -185,28 +192,63 @@ class TestCommandLine:
         )
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", cli._EXAMPLES_OF)
+    @pytest.mark.parametrize("name", arguments.EXAMPLES_OF)
     def test_help_examples_of_every_command_exit_0(
         self, database: Database, tmp_path: Path, name: str
     ) -> None:
         shown = langfuse_schema(None, name, "--help").stdout
-        for example in cli._EXAMPLES_OF[name]:
+        for example in arguments.EXAMPLES_OF[name]:
             assert f"\n  langfuse-schema {example}\n" in shown
-            arguments = shlex.split(example.replace("REVISION", POLICIES))
+            given = shlex.split(example.replace("REVISION", POLICIES))
             if name == "dev":
                 continue  # run by test_embedded
             if name in ("check", "downgrade", "verify"):
-                revision = POLICIES if POLICIES in arguments else "head"
+                revision = POLICIES if POLICIES in given else "head"
                 migrations.downgrade(database.url, "base")
                 migrations.upgrade(database.url, revision)
             outcome = run(
-                sys.executable, "-m", "langfuse_schema", *arguments,
+                sys.executable, "-m", "langfuse_schema", *given,
                 cwd=tmp_path, DATABASE_URL=database.text,
             )  # fmt: skip
             assert outcome.code == 0, outcome.stderr
 
-    def test_every_command_has_help_examples(self) -> None:
-        assert set(cli._CommandLine().subparsers.choices) == set(cli._EXAMPLES_OF)
+    @pytest.mark.parametrize("command", arguments.EXAMPLES_OF)
+    def test_help_of_command_describes_arguments_and_exit_codes(self, command: str) -> None:
+        functions: dict[str, Any] = dict.fromkeys(arguments.EXAMPLES_OF)
+        with pytest.raises(SystemExit) as ended, redirect_stdout(StringIO()) as printed:
+            arguments.parser(functions).parse([command, "--help"])
+        assert ended.value.code == 0
+        text = printed.getvalue()
+        assert "\nexit codes:\n  0 " in text
+        assert "\nexamples:\n  langfuse-schema " in text
+        described, _, _ = text.partition("\nexit codes:")
+        # Without a description, the next line is another argument.
+        lines = [line for line in described.splitlines() if re.match(r"  (-|[A-Z{])", line)]
+        assert lines
+        assert all(re.search(r"\S  +\w", line) for line in lines if len(line) < MOST_NAMES), lines
+
+    @pytest.mark.parametrize(
+        ("given", "nearest"),
+        [
+            (("upgrad", "head"), "upgrade"),
+            (("verfy",), "verify"),
+            (("--quite", "history"), "--quiet"),
+            (("export", "directory", "--on-transaction"), "--one-transaction"),
+            (("verify", "--format", "jsn"), "json"),
+        ],
+    )
+    def test_unknown_name_exits_2_and_suggests_nearest(
+        self, given: tuple[str, ...], nearest: str
+    ) -> None:
+        outcome = langfuse_schema(None, *given)
+        assert (outcome.code, outcome.stdout) == (2, "")
+        assert outcome.stderr.splitlines()[-1] == f"Did you mean {nearest}?"
+        assert outcome.stderr.count("Did you mean") == 1
+
+    def test_name_that_resembles_no_other_gets_no_suggestion(self) -> None:
+        outcome = langfuse_schema(None, "xyz")
+        assert outcome.code == 2
+        assert "Did you mean" not in outcome.stderr
 
     @pytest.mark.parametrize("command", ["upgrade head --sql", "history"])
     def test_command_with_closed_output_pipe_prints_no_traceback(
@@ -226,12 +268,19 @@ class TestCommandLine:
         assert langfuse_schema(None, "history", **c_locale).code == 0
         assert langfuse_schema(None, "--help", PYTHONIOENCODING="ascii").code == 0
 
-    def test_x_option_after_command_exits_2_and_prints_correct_order(
-        self, database: Database
+    @pytest.mark.parametrize(
+        ("option", "order"),
+        [
+            (("-x", "lock_timeout=2s"), "langfuse-schema -x NAME=VALUE COMMAND"),
+            (("--quiet",), "langfuse-schema --quiet COMMAND"),
+        ],
+    )
+    def test_global_option_after_command_exits_2_and_prints_correct_order(
+        self, option: tuple[str, ...], order: str
     ) -> None:
-        outcome = langfuse_schema(database, "upgrade", "head", "-x", "lock_timeout=2s")
+        outcome = langfuse_schema(None, "upgrade", "head", *option)
         assert outcome.code == 2
-        assert "langfuse-schema -x NAME=VALUE COMMAND" in outcome.stderr
+        assert order in outcome.stderr
 
     def test_missing_command_exits_2_and_refers_to_help(self) -> None:
         outcome = langfuse_schema(None)

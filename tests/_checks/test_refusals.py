@@ -144,6 +144,8 @@ class TestUrl:
             ("lock_timeout=500", "a time above zero with its unit"),
             ("lock_timeout=0s", "a time above zero with its unit"),
             ("lock_timeuot=1s", "one of url, embedded, lock_timeout, lock_deadline"),
+            ("lock_timeuot=1s", "-x lock_timeout=VALUE"),
+            ("conect_timeout=1s", "-x connect_timeout=VALUE"),
             ("embedded=yes", "true or false"),
         ],
     )

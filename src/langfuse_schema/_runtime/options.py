@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from langfuse_schema._postgres.findings import SchemaError, finding
@@ -60,7 +61,9 @@ def parse_options(arguments: Mapping[str, str]) -> Options:
     """Return the options of a command line, from the values of `-x name=value`."""
     for name in arguments:
         if name not in KNOWN:
-            raise SchemaError(finding("option-unknown", f"-x {name}", known=", ".join(KNOWN)))
+            nearest = next(iter(get_close_matches(name, KNOWN, 1)), "lock_timeout")
+            values = {"known": ", ".join(KNOWN), "nearest": nearest}
+            raise SchemaError(finding("option-unknown", f"-x {name}", **values))
     return Options(**{name: _time(name, arguments[name]) for name in _TIMES if name in arguments})
 
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 _BY_SIGNAL = 128  # plus its number, as in shells
 
-LOWEST_PORT, HIGHEST_PORT = 1024, 65535
-"""Lower ports are for root, and PostgreSQL does not run as root."""
-
 
 @dataclass(frozen=True)
 class Options:
