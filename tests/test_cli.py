@@ -19,6 +19,7 @@ from tests.helpers.databases import (
     CHECKOUT,
     CORE,
     POLICIES,
+    REVISIONS,
     Database,
     Outcome,
     alembic,
@@ -51,6 +52,26 @@ def test_current_prints_revision_after_upgrade_and_downgrade(
     assert command(database, "current").stdout == f"{migrations.revisions()[-2]}\n"
     assert command(database, "downgrade", "base").code == 0
     assert command(database, "current").stdout == ""
+
+
+@both_command_lines
+def test_command_that_writes_ends_with_its_result(database: Database, command: Command) -> None:
+    first, second = REVISIONS[-2:]
+    everything = rf"\({len(REVISIONS)} revisions, \d+\.\d s\)\."
+    for given, result in (
+        ("upgrade head", rf"Upgraded from base to {second} {everything}"),
+        ("upgrade head", rf"Already at {second} \(head\)\. Nothing to do\."),
+        ("downgrade -1", rf"Downgraded from {second} to {first} \(1 revision, \d+\.\d s\)\."),
+        ("stamp head", rf"Recorded {second} instead of {first}\. No revision was run\."),
+        ("stamp head", rf"Already at {second} \(head\)\. Nothing to do\."),
+        ("downgrade base", rf"Downgraded from {second} to base {everything}"),
+        ("downgrade base", r"Already at base\. Nothing to do\."),
+        ("current", r"No revision is recorded\."),
+    ):
+        outcome = command(database, *given.split())
+        assert outcome.code == 0, outcome.stderr
+        last = outcome.stderr.splitlines()[-1]
+        assert re.fullmatch(rf"INFO    \[langfuse_schema\] {result}", last), last
 
 
 @both_command_lines

@@ -1,29 +1,35 @@
-"""The command line with closed or full output, and interrupted before it starts."""
+"""The output of the command line: closed, full, interrupted before the start, in colour."""
 
 from __future__ import annotations
 
+import os
+import pty
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.databases import environment
+from langfuse_schema._postgres.terminal import coloured
+from tests.helpers.databases import Outcome, environment, run
 
 FULL = Path("/dev/full")
 
 _INTERRUPTED_IMPORT = """
 import sys
-import langfuse_schema.__main__ as program
 
 class Interrupting:
     def find_spec(self, name, *_):
-        if name == "langfuse_schema.cli":
+        if name == {module!r}:
             raise KeyboardInterrupt
 
 sys.meta_path.insert(0, Interrupting())
-program.main()
+sys.argv = [{program!r}, "history"]
+from langfuse_schema.__main__ import main
+main()
 """
 
 
@@ -59,14 +65,65 @@ def test_closed_streams_do_not_fail_a_command(closed: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_interrupt_during_imports_exits_130_without_traceback() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _INTERRUPTED_IMPORT],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 130
+def interrupted(program: str, module: str) -> Outcome:
+    """Run a program in which Ctrl-C interrupts the import of a module."""
+    return run(sys.executable, "-c", _INTERRUPTED_IMPORT.format(program=program, module=module))
+
+
+@pytest.mark.parametrize("module", ["sqlalchemy", "langfuse_schema.cli"])
+@pytest.mark.parametrize("program", ["/usr/bin/langfuse-schema", "-m"])
+def test_interrupt_during_imports_exits_130_without_traceback(program: str, module: str) -> None:
+    ended = interrupted(program, module)
+    assert ended.code == 130
     assert ended.stderr == "interrupted before the start\n"
+
+
+def test_interrupt_during_import_into_other_program_is_raised() -> None:
+    ended = interrupted("/usr/bin/app", "sqlalchemy")
+    assert ended.stderr.endswith("\nKeyboardInterrupt\n")
+
+
+def on_terminal(*arguments: str, **variables: str) -> str:
+    """Return the output of langfuse-schema on a terminal."""
+    parent_end, child_end = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "langfuse_schema", *arguments],
+        env=environment(**{"TERM": "xterm"} | variables),
+        stdout=child_end,
+        stderr=child_end,
+    ):
+        os.close(child_end)
+        printed = b""
+        with suppress(OSError):  # Linux reports a closed terminal as an error
+            while part := os.read(parent_end, 4096):
+                printed += part
+    os.close(parent_end)
+    return printed.decode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "colours"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_error_has_colour_on_terminal_only_and_not_under_no_color(
+    variables: dict[str, str], colours: bool
+) -> None:
+    unreachable = {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}
+    printed = on_terminal("preflight", **unreachable, **variables)
+    assert ("\x1b[31merror\x1b[0m[server-unreachable]" in printed) == colours
+    assert ("\x1b" in printed) == colours
+    redirected = run(sys.executable, "-m", "langfuse_schema", "preflight", **unreachable)
+    assert "error[server-unreachable]" in redirected.stderr
+    assert "\x1b" not in redirected.stderr
+
+
+def test_checklist_has_colour_on_terminal_only() -> None:
+    terminal = StringIO()
+    text = "[x] tables … 4\n[ ] policies … 2 of 3\n[-] index … not checked\nerror[x]: [x]"
+    assert coloured(text, terminal) == text
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        patch.delenv("NO_COLOR", raising=False)
+        lines = coloured(text, terminal).splitlines()
+    assert [line[:5] for line in lines] == ["\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[31m"]
+    assert lines[-1].endswith("[x]: [x]")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from configparser import InterpolationError
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +12,26 @@ from alembic import command
 from alembic.config import Config
 
 from langfuse_schema import tables
-from langfuse_schema._checks import plan
+from langfuse_schema._checks import autogenerate, plan
 from langfuse_schema._checks import preflight as checks
 from langfuse_schema._checks.table_locks import holders
 from langfuse_schema._history.chain import VERSION_TABLE, History, Position, config_file
 from langfuse_schema._postgres.errors import errors_as_findings
 from langfuse_schema._postgres.findings import Finding, Report, SchemaError, exit_code, finding
+from langfuse_schema._postgres.terminal import print_findings
 from langfuse_schema._runtime import environment, pooler_detection, settings
-from langfuse_schema._runtime.alembic_internals import has_destination, x_arguments
+from langfuse_schema._runtime.alembic_internals import (
+    has_destination,
+    is_current,
+    x_arguments,
+)
 from langfuse_schema._runtime.caller import nested_command
 from langfuse_schema._runtime.options import Options, parse_options
 from langfuse_schema._runtime.target import Embedded, Target, configured_url
 from langfuse_schema.online import run_migrations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     import sqlalchemy as sa
     from alembic.runtime.environment import EnvironmentContext
@@ -251,6 +255,8 @@ def run_environment(context: EnvironmentContext) -> None:
                 checks=upgrade_checks(History(context.script)),
                 **_shared_options(context),
             )
+            if is_current(context) and not VERSION_TABLE.heads(connection):
+                log.info("No revision is recorded.")
         if has_destination(context) and target.is_default_embedded:
             log.warning("migrated the embedded database, because DATABASE_URL is not set")
 
@@ -263,7 +269,7 @@ def _exit_with_findings(config: Config) -> Iterator[None]:
     except SchemaError as error:
         if config.cmd_opts is None or config.cmd_opts.raiseerr:
             raise
-        sys.stderr.write(f"FAILED: {error}\n")
+        print_findings(error.findings)
         raise SystemExit(exit_code(error.findings)) from None
 
 
@@ -273,28 +279,7 @@ def _shared_options(context: EnvironmentContext) -> dict[str, Any]:
         "target_metadata": None if has_destination(context) else tables.declared_metadata(),
         "version_table": VERSION_TABLE.name,
         "version_table_schema": VERSION_TABLE.schema,
-        "include_name": _include_name,
-        "include_object": _include_object,
+        "include_name": autogenerate.is_table_of_check,
+        "include_object": autogenerate.is_object_of_check,
         "compare_server_default": True,
     }
-
-
-def _include_name(name: str | None, kind: str, _parents: Mapping[str, str | None]) -> bool:
-    """Whether autogenerate reads a table of the database."""
-    if kind == "table":
-        return name in tables.APP_TABLES or name in tables.metadata.tables
-    return True
-
-
-def _include_object(
-    item: Any,  # noqa: ANN401 - any object that Alembic compares
-    _name: str | None,
-    kind: str,
-    reflected: bool,
-    compare_to: Any,  # noqa: ANN401 - the same
-) -> bool:
-    """Whether autogenerate compares an object. The app's own columns are ignored."""
-    if kind == "table":
-        return bool(item.schema != "auth")
-    of_app = item.table.name in tables.APP_TABLES
-    return not (of_app and reflected and compare_to is None)

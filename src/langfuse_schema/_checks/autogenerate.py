@@ -1,5 +1,6 @@
-"""Keep the app's `alembic check` and `--autogenerate` away from what the revisions create.
+"""Choose the tables that autogenerate compares, in the app's env.py and in this package's.
 
+The app's `alembic check` and `--autogenerate` exclude the objects that the revisions create.
 Alembic calls `include_object` for existing tables and for their parts. It does not call it for the
 columns and constraints of a new table, so `process_revision_directives` removes the links there.
 https://alembic.sqlalchemy.org/en/latest/api/runtime.html
@@ -8,14 +9,14 @@ https://alembic.sqlalchemy.org/en/latest/api/autogenerate.html
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CheckConstraint, Column, ForeignKeyConstraint, Index, Table
 
 from langfuse_schema.tables import APP_TABLES, LINK_COLUMN, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from alembic.operations.ops import MigrateOperation, MigrationScript, OpContainer
     from alembic.runtime.migration import MigrationContext
@@ -136,3 +137,21 @@ def _is_link(item: object) -> bool:
 
 def _columns(index: Index) -> list[str | None]:
     return [getattr(expression, "name", None) for expression in index.expressions]
+
+
+def is_table_of_check(name: str | None, kind: str, _parents: Mapping[str, str | None]) -> bool:
+    """Return whether `check` of this package reads a table of the database."""
+    return kind != "table" or name in APP_TABLES or name in metadata.tables
+
+
+def is_object_of_check(
+    item: Any,  # noqa: ANN401 - any object that Alembic compares
+    _name: str | None,
+    kind: str,
+    reflected: bool,
+    compare_to: object,
+) -> bool:
+    """Return whether `check` of this package compares an object: the app's own columns are not."""
+    if kind == "table":
+        return bool(item.schema != "auth")
+    return not (item.table.name in APP_TABLES and reflected and compare_to is None)

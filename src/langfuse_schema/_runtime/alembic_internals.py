@@ -12,6 +12,7 @@ from functools import wraps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import alembic.command
 import alembic.context
 import alembic.op
 from alembic.runtime.migration import MigrationContext, RevisionStep
@@ -49,6 +50,13 @@ class Steps:
     def only_upgrades(self) -> bool:
         """Return whether no step is a downgrade or a stamp."""
         return all(isinstance(step, RevisionStep) and step.is_upgrade for step in self.steps)
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the steps, as the past of their verb."""
+        if not (self.steps and all(isinstance(step, RevisionStep) for step in self.steps)):
+            return "Recorded"
+        return "Upgraded" if self.only_upgrades else "Downgraded"
 
     @property
     def revisions(self) -> tuple[str, ...]:
@@ -135,6 +143,12 @@ def has_destination(context: EnvironmentContext) -> bool:
     except KeyError:
         return False
     return True
+
+
+def is_current(context: EnvironmentContext) -> bool:
+    """Return whether the command line runs `current`."""
+    function, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
+    return function is alembic.command.current
 
 
 def offline_steps(context: EnvironmentContext) -> Callable[..., list[Any]]:

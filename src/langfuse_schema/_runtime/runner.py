@@ -33,6 +33,7 @@ from langfuse_schema._runtime.batches import Batch
 from langfuse_schema._runtime.builds import Builds
 from langfuse_schema._runtime.lock_monitor import LockMonitor
 from langfuse_schema._runtime.lost_sessions import Session
+from langfuse_schema._runtime.results import Result, named, nothing_to_do
 from langfuse_schema._runtime.runner_lock import RunnerLock
 
 if TYPE_CHECKING:
@@ -94,13 +95,14 @@ class Runner:
 
     def run(self) -> None:
         """Run all steps, if there are any."""
-        connection = self.connection
+        connection, started = self.connection, time.monotonic()
         if not settings.applied_locally(connection):
             settings.apply_locally(connection, self._settings)
         self._plan()
         if not self._steps:
             self._check_at_rest()
             connection.rollback()
+            self._log_nothing_to_do()
             return
         migrations = self.context.get_context()
         place = (migrations.version_table_schema, migrations.version_table)
@@ -117,8 +119,17 @@ class Runner:
             # Another runner can have completed the steps.
             self._plan()
             connection.rollback()
-            if self._steps:
-                self._run_steps()
+            if not self._steps:
+                self._log_nothing_to_do()
+                return
+            result = Result.of(self._steps)
+            self._run_steps()
+            reached = recorded_heads(self.context)
+            connection.rollback()
+        log.info(result.line(reached, time.monotonic() - started))
+
+    def _log_nothing_to_do(self) -> None:
+        log.info(nothing_to_do(self._steps.heads, self.context.script.get_heads()))
 
     def _plan(self) -> None:
         """Choose the steps before the first one runs: after it, `+2` would be two more."""
@@ -281,6 +292,6 @@ class Runner:
         return max(0.0, self._advanced_at + self.options.lock_deadline - time.monotonic())
 
     def _state(self) -> str:
-        reached = ", ".join(recorded_heads(self.context)) or "base"
+        reached = named(recorded_heads(self.context))
         self.connection.rollback()
         return f"the database is at {reached}; completed steps are kept"

@@ -23,6 +23,7 @@ from langfuse_schema._postgres.findings import (
     counted,
     exit_code,
 )
+from langfuse_schema._postgres.terminal import coloured, print_findings
 from langfuse_schema._runtime.environment import configure_logging, interrupts
 from langfuse_schema.cli.arguments import parser
 
@@ -98,11 +99,12 @@ def _run(config: Config, options: Namespace) -> int:
 
 def _failed(error: Exception, function: object, *, as_json: bool) -> int:
     """Print an error, and return the exit code."""
-    print("FAILED:", error, file=sys.stderr)
     if isinstance(error, SchemaError):
+        print_findings(error.findings)
         if as_json:
             print(Report(None, error.findings).as_json())
         return exit_code(error.findings)
+    print("FAILED:", error, file=sys.stderr)
     if function in _ALEMBIC_COMMANDS and isinstance(error, CommandError):
         print(_REVISIONS, file=sys.stderr)
         return NOT_IN_RIGHT_STATE
@@ -113,7 +115,7 @@ def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's
     configure_logging(config)
     with interrupts(config):
         report = migrations.preflight_report(config)
-    print(report.as_json() if format == "json" else report.as_text())
+    print(report.as_json() if format == "json" else coloured(report.as_text(), sys.stdout))
     return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
@@ -124,7 +126,8 @@ def _verify(config: Config, format: str, revision: str, verbose: bool) -> int:  
     with interrupts(config):
         target, history = migrations.target_of(config), History.of(config)
         report = verify.report(target, history, revision, verbose=verbose)
-    print(report.as_json() if format == "json" else verify.as_text(report))
+    text = report.as_json() if format == "json" else coloured(verify.as_text(report), sys.stdout)
+    print(text)
     return 0 if report.ok else NOT_IN_RIGHT_STATE
 
 
