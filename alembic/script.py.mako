@@ -10,10 +10,10 @@ Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 """
 
-# Every lock of a transaction is taken first, by operations.lock_tables, the most used table last.
-# New tables are closed by operations.set_table_access, and existing ones get indexes by
-# operations.create_index_online. A revision that is not one transaction is idempotent step by
-# step, and defines discard_partial_upgrade(), which drops what an interrupted upgrade leaves.
+# Take all locks of a transaction first, with operations.lock_tables, the most used table last.
+# Close each new table with operations.set_table_access. Build each index on an existing table with
+# operations.create_index_online. If the revision is not one transaction, make each step
+# idempotent, and define discard_partial_upgrade(). It drops the leftovers of an interrupted upgrade.
 
 from alembic import op
 ${imports if imports else ""}

@@ -293,7 +293,7 @@ def test_python_program_upgrades_and_downgrades_both_histories(app: App) -> None
     assert verify(app.database.url) == []
 
 
-def test_app_with_models_first_and_package_take_turns_on_empty_database(empty_app: App) -> None:
+def test_app_with_models_and_package_upgrade_alternately_on_empty_database(empty_app: App) -> None:
     app = empty_app
     refused = app.python("-m", "langfuse_schema", "upgrade", "head")
     assert refused.code == 1

@@ -123,7 +123,7 @@ def test_demo_then_tests_pass_for_root_in_closed_home(home: Path) -> None:
 
 
 @needs_root
-def test_moved_checkout_works_and_its_database_moves_along(home: Path) -> None:
+def test_moved_checkout_works_and_keeps_its_database(home: Path) -> None:
     user = NewUser("root", home)
     assert "Collecting" in user.make("demo")
     moved = user.clone.with_name("moved")
@@ -136,7 +136,7 @@ def test_moved_checkout_works_and_its_database_moves_along(home: Path) -> None:
 
 
 @needs_root
-def test_normal_user_after_sudo_is_told_to_clean_with_sudo(home: Path) -> None:
+def test_clean_by_normal_user_after_sudo_prints_sudo_command(home: Path) -> None:
     root, user = NewUser("root", home), NewUser("nobody", home)
     root.make("demo")
     with pytest.raises(AssertionError, match="delete it:  sudo make clean"):

@@ -97,7 +97,7 @@ def test_module_imports_in_one_direction(path: Path) -> None:
         ("tables", "_postgres.objects"),
     ],
 )
-def test_reversed_import_is_found(module: str, imported: str) -> None:
+def test_import_in_wrong_direction_is_reported(module: str, imported: str) -> None:
     names = (f"{PACKAGE}.{module}", {f"{PACKAGE}.{imported}"})
     assert forbidden_imports(*names) == {f"{PACKAGE}.{imported}"}
 

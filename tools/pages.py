@@ -193,6 +193,7 @@ def demo(history: History) -> str:
         "INFO    [alembic.runtime.migration] Context impl PostgresqlImpl.",
         "INFO    [alembic.runtime.migration] Will assume transactional DDL.",
         *upgrades,
+        f"INFO    [langfuse_schema] Upgraded from base to {history.head} ({len(upgrades)} revisions, 0.1 s).",
         ".venv/bin/alembic -x embedded=true current",
         "…",
         f"{history.head} (head)",

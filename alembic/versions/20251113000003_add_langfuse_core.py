@@ -1,7 +1,7 @@
 """Add the Langfuse core tables.
 
-Why: the plan's マイグレーション1. It creates the tables for traces of model calls, for their
-    scores, for runs of the batch job, and for the counters of the rate limit. From the start,
+Why: the plan's マイグレーション1. It creates four tables: traces of model calls, their scores,
+    runs of the batch job, and counters of the rate limit. From the start,
     anon and authenticated have no access, under all default privileges. service_role can read
     and write.
 Locks: SHARE ROW EXCLUSIVE on auth.users. The wait is at most one lock_timeout, and the lock is

@@ -1,4 +1,4 @@
-"""Harden who may reach the Langfuse tables, and let the cost follow the user's own rows.
+"""Harden access to the Langfuse tables, and speed up the policies.
 
 Why: beyond the plan. The plan's policies are correct, but they call auth.uid() once per row and
     read all of langfuse_scores for every query. Two tables have no row level security. A user

@@ -1,4 +1,4 @@
-"""Add indexes for the questions that are asked all the time.
+"""Add indexes for frequent queries.
 
 Why: beyond the plan. idx_langfuse_scores_pending is for the job that sends scores with
     WHERE status = 'pending' ORDER BY created_at LIMIT n FOR UPDATE SKIP LOCKED.

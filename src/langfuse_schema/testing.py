@@ -1,4 +1,4 @@
-"""A pytest plugin for an app's tests: each test gets a migrated database of its own.
+"""A pytest plugin for an app's tests: each test gets a separate migrated database.
 
 Name it in the `conftest.py` of the root folder:
 

@@ -31,7 +31,7 @@ USES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_new_table_omits_what_uses_the_link_column(
+def test_new_table_omits_constraints_and_indexes_of_link_column(
     database: Database, use: Callable[[], Any]
 ) -> None:
     database.execute("DROP TABLE public.reflections")

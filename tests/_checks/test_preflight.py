@@ -109,7 +109,7 @@ def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -
     assert plan["tables"]["public.encouragement_messages"] == {"rows": None, "bytes": 49152}
 
 
-def test_preflight_at_head_prints_that_nothing_is_to_do(database: Database) -> None:
+def test_preflight_at_head_prints_nothing_to_do(database: Database) -> None:
     migrations.upgrade(database.url)
     text = migrations.preflight(database.url).as_text()
     assert text.splitlines()[-1] == f"Already at {HEAD} (head). Nothing to do."

@@ -225,7 +225,7 @@ class TestAppTables:
         database.execute("CREATE TABLE reflections (id uuid) PARTITION BY HASH (id)")
         refused(database, "app-table-differs", "a partitioned table")
 
-    def test_app_table_of_another_owner_is_reported_with_grant(self, database: Database) -> None:
+    def test_app_table_of_another_owner_is_reported_with_owner(self, database: Database) -> None:
         database.execute("ALTER TABLE reflections OWNER TO supabase_auth_admin", SUPERUSER)
         refused(
             database,

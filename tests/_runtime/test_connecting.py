@@ -123,17 +123,17 @@ def test_upgrade_continues_with_next_host(
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("postgres://u:secret@h1:1,h2:2/db", "postgresql+psycopg2://u:***@h1:1,h2:2/db"),
-        ("postgres://h1,h2/db", "postgresql+psycopg2://h1,h2/db"),
-        ("postgres://[::1]:1,h2:2/db", "postgresql+psycopg2://[::1]:1,h2:2/db"),
-        ("postgres:///db?host=h1,h2&port=5", "postgresql+psycopg2://h1:5,h2:5/db"),
+        ("postgres://u:secret@h1:1,h2:2/db", "postgresql://u:***@h1:1,h2:2/db"),
+        ("postgres://h1,h2/db", "postgresql://h1,h2/db"),
+        ("postgres://[::1]:1,h2:2/db", "postgresql://[::1]:1,h2:2/db"),
+        ("postgres:///db?host=h1,h2&port=5", "postgresql://h1:5,h2:5/db"),
     ],
 )
 def test_url_with_several_hosts_is_shown_as_written(url: str, expected: str) -> None:
     assert shown(parse_url(url, "the URL")) == expected
 
 
-def test_answer_in_any_language_is_reported() -> None:
+def test_server_error_in_any_language_is_reported() -> None:
     with answering("S致命的エラー", "VFATAL", "C57P03", f"M{JAPANESE}") as port:
         finding = refused(f"postgresql://postgres@127.0.0.1:{port}/app")
     assert finding.code == "connection-rejected"

@@ -46,7 +46,7 @@ def clones(database: Database, restricted_template: NoopExecutor) -> Iterator[li
 
 
 @pytest.mark.slow
-def test_upgrades_downgrades_and_verify_in_threads_end_where_they_should(
+def test_upgrades_downgrades_and_verify_in_threads_reach_their_targets(
     clones: list[Database],
 ) -> None:
     downgraded, upgraded = clones[:DOWNGRADES], clones[DOWNGRADES:]

@@ -290,7 +290,7 @@ def test_remove_by_normal_user_after_root_names_sudo(folder: Path) -> None:
     assert (folder / ".langfuse-schema").exists()
 
 
-def test_user_without_passwd_entry_gets_message(
+def test_user_without_passwd_entry_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(_: int) -> None:

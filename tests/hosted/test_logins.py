@@ -28,7 +28,7 @@ def cli_login(database: Database) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_member_that_does_not_inherit_is_told_to_set_the_role(
+def test_refusal_of_member_that_does_not_inherit_prints_role_option(
     database: Database, cli_login: str, applied: bool
 ) -> None:
     if applied:
@@ -55,7 +55,7 @@ def test_options_of_url_set_the_role(database: Database, cli_login: str) -> None
     assert {table.owner for table in database.catalog().tables.values()} >= {"postgres"}
 
 
-def test_role_that_must_not_read_version_table_is_told_the_owner(database: Database) -> None:
+def test_refusal_of_role_that_must_not_read_version_table_names_owner(database: Database) -> None:
     migrations.upgrade(database.url, "+1")
     role = f"reader_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN", SUPERUSER)

@@ -1,7 +1,7 @@
-"""Effective access: what the API roles can do, beyond the grants on the tables.
+"""Effective access: the abilities of the API roles beyond the grants on the tables.
 
-Row level security protects rows from a role without BYPASSRLS that does not own the table, through
-a view or a function as through a query of its own.
+Row level security protects rows from a role without BYPASSRLS that does not own the table. It also
+applies to views and functions that run with the rights of such a role.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def facts(connection: Connection, upgrade: Position | None) -> dict[str, Any]:
         upgrade: None if the recorded revision is unknown; then there is no plan.
 
     Returns:
-        The server's version, database, role, the existing API roles, their default privileges on
-        new tables, and whether the role can read which sessions hold locks.
+        The version of the server, the database, the role, the existing API roles, and their
+        default privileges on new tables. `locks_readable`: whether the role can read pg_locks.
         `pending`: of each revision its id, title and locks. `tables`: of each existing table that
         the upgrade locks, its estimated rows, None if PostgreSQL has no estimate, and its size in
         bytes.

@@ -1,7 +1,7 @@
 """The tables that supautils locks when the role of a session runs a policy statement.
 
-On hosted Supabase, supautils resolves every table of its setting for the role with ACCESS
-EXCLUSIVE at CREATE, ALTER and DROP POLICY and at DROP TRIGGER, one by one.
+On hosted Supabase, supautils has a list of tables for each role. At CREATE, ALTER and DROP POLICY,
+and at DROP TRIGGER, it locks these tables one by one with ACCESS EXCLUSIVE.
 https://github.com/supabase/supautils
 """
 

@@ -206,7 +206,7 @@ def version_table(state: ServerState) -> Iterator[Finding]:
 
 
 def runner(state: ServerState) -> Iterator[Finding]:
-    """Check that the role can call what each run calls."""
+    """Check that the role can call the functions that each run calls."""
     if state.may_use_plpgsql is False:
         yield _privilege(state, "USAGE", "LANGUAGE", "plpgsql")
     for function in state.advisory_functions:

@@ -23,7 +23,7 @@ _CLAIMS = {
     "with a sub in the claims": json.dumps({"sub": _USER_ID, "role": "authenticated"}),
 }
 _EXPECTED = {"without claims": "NULL", "with a sub in the claims": _USER_ID}
-"""What is returned by the function of Supabase, by the claims."""
+"""The result of the function of Supabase, by the claims."""
 
 _REPAIR = """CREATE OR REPLACE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS $$
   SELECT coalesce(

@@ -33,7 +33,7 @@ class Finding:
     Attributes:
         code: stable, in lower case with hyphens.
         object: the object in question, such as `public.table.column`.
-        message: what could not be done, or what differs.
+        message: a full clause: the failed action, or the difference.
         severity: an error stops a command, a warning does not.
         found: the actual value.
         expected: the expected value.
@@ -137,7 +137,9 @@ class Report:
     def as_text(self) -> str:
         """Return a report of preflight as text: facts, the plan, findings, then one line."""
         lines = [
-            f"{name}: {_listed(value)}" for name, value in self.facts.items() if name not in _PLAN
+            f"{name.replace('_', ' ')}: {_listed(value)}"
+            for name, value in self.facts.items()
+            if name not in _PLAN
         ]
         lines += [line for one in self.facts.get("pending", ()) for line in _planned(**one)]
         tables: dict[str, dict[str, Any]] = self.facts.get("tables", {})
@@ -163,6 +165,8 @@ _LARGEST_SHOWN = 9999.5
 
 
 def _listed(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return "; ".join(f"{key}: {one}" for key, one in value.items()) or "none"
     return ", ".join(value) if isinstance(value, list) else str(value)

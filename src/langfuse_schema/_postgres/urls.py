@@ -63,7 +63,8 @@ def parse_url(url: str | URL, origin: str) -> URL:
 
 
 def shown(url: URL) -> str:
-    """Return a URL as text without passwords, including those in its parameters."""
+    """Return a URL as text for psql, without passwords, including those in its parameters."""
+    url = url.set(drivername="postgresql")
     query = {name: "***" if "password" in name else value for name, value in url.query.items()}
     host = query.get("host")
     hosts = host.split(",") if isinstance(host, str) else []

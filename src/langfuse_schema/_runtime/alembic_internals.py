@@ -129,7 +129,7 @@ def purges(context: EnvironmentContext) -> bool:
 
 
 def destinations(context: EnvironmentContext) -> tuple[str, ...] | None:
-    """Return the revisions to which a configured command goes; None if it does not write."""
+    """Return the target revisions of a configured command; None if it does not write."""
     options = context.get_context().opts
     if "destination_rev" not in options:
         return None

@@ -1,6 +1,6 @@
 """Send the statements of a revision as one message.
 
-Over a distance, each message costs a round trip, and the locks of a transaction are held meanwhile.
+Over a distance, each message costs a round trip, during which the transaction holds its locks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The transaction of another Alembic environment in which a program calls a command.
 
-The command has a connection of its own. If it waits for a lock of the calling transaction, neither
+The command uses a second connection. If it waits for a lock of the calling transaction, neither
 of the two can continue, and PostgreSQL sees no deadlock.
 """
 

@@ -24,7 +24,7 @@ class Checks(Protocol):
         """Return the settings of the session, in addition to the timeouts of the run."""
 
     def destinations(self, revisions: Sequence[str]) -> list[Finding]:
-        """Check the revisions to which a command goes."""
+        """Check the target revisions of a command."""
 
     def heads(self, heads: Sequence[str]) -> list[Finding]:
         """Check the recorded revisions."""

@@ -1,6 +1,6 @@
 """A connection of psycopg2 that needs fewer round trips.
 
-psycopg2 sends BEGIN as a message of its own, and SQLAlchemy asks a new connection for values that
+psycopg2 sends BEGIN as a separate message, and SQLAlchemy asks a new connection for values that
 the server has already sent. Over a distance, each of these messages costs a round trip.
 """
 

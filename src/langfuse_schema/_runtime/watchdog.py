@@ -1,7 +1,7 @@
-"""Notice that the connection of a run is dead while the run waits for an answer.
+"""Detect that the connection of a run is dead while the run waits for an answer.
 
-If a proxy stops forwarding, or a network address translation forgets the connection, TCP keepalives
-can still be answered, and the client would wait for its index build indefinitely.
+A proxy can stop forwarding, or a network address translation can forget the connection. TCP
+keepalives can then still be answered, and the client would wait for its index build indefinitely.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Watchdog:
             self._answered_at = time.monotonic()
 
     def _is_lost(self) -> bool:
-        """Ask a new connection: the one of the monitor can be dead alone."""
+        """Check with a new connection, because only the one of the monitor can be dead."""
         answer = call_briefly(self._ask, _CONNECT_SECONDS)
         return answer is None or (answer is True and self._is_building())
 

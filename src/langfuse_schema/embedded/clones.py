@@ -96,7 +96,7 @@ class Run:
     """One test run, which can have several processes (pytest-xdist).
 
     All of them hold a shared lock on `users.lock` in the folder of the run. So the server runs
-    until the last of them ends, and this one removes what is left.
+    until the last of them ends, and this one deletes the remaining files.
     """
 
     def __init__(self, name: str) -> None:

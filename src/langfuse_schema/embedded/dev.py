@@ -123,7 +123,7 @@ def _urls(server: Server) -> list[str]:
 
 
 def _files(server: Server, base: Path, options: Options) -> str:
-    """Return a sentence with the place of the files and the way to delete them."""
+    """Return a sentence with the place of the files, and the command that deletes them."""
     if options.fresh:
         return f"Files: {server.directory}, deleted at the end."
     command = f"cd {shlex.quote(str(base))} && {_program(base)} dev --remove"
@@ -167,7 +167,7 @@ def run_beside(
             program = shutil.which(command_line[0], path=variables["PATH"])
             if program is None:
                 raise SchemaError(finding("command-missing", command_line[0]))
-            code = subprocess.run(  # noqa: S603 - running what the user typed is the purpose
+            code = subprocess.run(  # noqa: S603 - the purpose is to run the command of the user
                 [program, *command_line[1:]], env={**os.environ, **variables}, check=False
             ).returncode
             return code if code >= 0 else _BY_SIGNAL - code

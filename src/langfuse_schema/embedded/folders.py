@@ -87,9 +87,9 @@ def is_permitted(path: Path, account: Account, bit: int) -> bool:
 def state_directory(base: Path) -> Path:
     """Return the folder for the state of an embedded database.
 
-    It is `.langfuse-schema` in `base`. For root in a home that is closed to other users it is a
-    folder below /var/tmp, because the account of the server cannot enter the home. Then
-    `.langfuse-schema` records its name, and the first call creates the record.
+    It is `.langfuse-schema` in `base`. If the home of root is closed to other users, the account of
+    the server cannot enter it. The folder is then below /var/tmp. `.langfuse-schema` records its
+    name, and the first call creates the record.
 
     Arguments:
         base: the checkout or working directory.

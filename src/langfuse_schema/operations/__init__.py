@@ -88,9 +88,9 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
     Arguments:
         name: the index, without schema.
         table: the table, without schema.
-        columns: in the order of the index, in the syntax of CREATE INDEX: a column, or an
-            expression in parentheses, with an operator class and an order if needed. In offline
-            mode, write them as PostgreSQL prints them.
+        columns: in the order of the index, in the syntax of CREATE INDEX. Each is a column, or an
+            expression in parentheses. An operator class and an order can follow. In offline mode,
+            write them as PostgreSQL prints them.
         schema: the schema of the table.
         unique: whether it is a unique index.
         where: the predicate of a partial index, without parentheses around it.
