@@ -257,3 +257,12 @@ def test_preflight_reports_single_existing_langfuse_table(database: Database) ->
     database.execute("DROP TABLE langfuse_scores, langfuse_traces, rate_limit_logs")
     migrations.stamp(database.url, "base")
     assert codes(database) == [("error", "name-taken", "public.langfuse_batch_runs")]
+
+
+def test_preflight_accepts_child_of_another_owner_if_no_column_is_added(
+    database: Database,
+) -> None:
+    migrations.upgrade(database.url, CORE)
+    database.execute("CREATE TABLE kid () INHERITS (langfuse_traces)", SUPERUSER)
+    assert codes(database) == []
+    migrations.upgrade(database.url)

@@ -125,7 +125,7 @@ def test_exit_code_follows_the_catalogue(code: str, expected: int) -> None:
 
 
 def test_schema_error_contains_all_findings() -> None:
-    findings = [finding("schema-missing", name) for name in ("one", "two")]
+    findings = [finding("app-table-missing", name) for name in ("one", "two")]
     error = SchemaError(*findings)
     assert error.findings == tuple(findings)
     assert all(str(one) in str(error) for one in findings)

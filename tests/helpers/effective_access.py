@@ -1,52 +1,55 @@
-"""The effective access of the roles of the Data API, which no fix of a message may extend."""
+"""The effective access of all roles, which no fix of a message may extend."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.helpers.databases import SUPERUSER
-
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from langfuse_schema._postgres.findings import Finding
-
-# Of objects outside the system schemas: what each role of the Data API has, by itself or not.
+# A role has a privilege by itself, by a membership or through PUBLIC. Superusers and the
+# predefined roles are left out, except for the attribute and the memberships.
 _ACCESS = """
-    SELECT concat_ws(' ', r.rolname, what) FROM pg_roles AS r, LATERAL (
-        SELECT n.nspname || ' USAGE' FROM pg_namespace AS n
-        WHERE n.nspname IN ('public', 'auth', 'langfuse_migrations')
-        AND has_schema_privilege(r.oid, n.oid, 'USAGE')
-        UNION ALL
-        SELECT a.attrelid::regclass || '.' || a.attname || ' ' || p
-        FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid,
-             unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) AS p
-        WHERE c.relnamespace IN ('public'::regnamespace, 'auth'::regnamespace)
-        AND c.relkind IN ('r', 'v', 'm') AND a.attnum > 0 AND NOT a.attisdropped
-        AND has_column_privilege(r.oid, c.oid, a.attnum, p)
-        UNION ALL
-        SELECT c.oid::regclass || ' ' || p FROM pg_class AS c,
-             unnest('{DELETE,TRUNCATE,TRIGGER}'::text[]) AS p
-        WHERE c.relnamespace IN ('public'::regnamespace, 'auth'::regnamespace)
-        AND c.relkind IN ('r', 'v', 'm') AND has_table_privilege(r.oid, c.oid, p)
-        UNION ALL
-        SELECT p.oid::regprocedure || ' EXECUTE' FROM pg_proc AS p
-        WHERE p.pronamespace IN ('public'::regnamespace, 'auth'::regnamespace)
-        AND has_function_privilege(r.oid, p.oid, 'EXECUTE')
-        UNION ALL
-        SELECT 'as ' || m.rolname FROM pg_roles AS m WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
-        UNION ALL
-        SELECT 'SUPERUSER' WHERE r.rolsuper UNION ALL SELECT 'BYPASSRLS' WHERE r.rolbypassrls
-    ) AS granted (what)
-    WHERE r.rolname IN ('anon', 'authenticated', 'service_role', 'authenticator')
+    WITH schemas AS MATERIALIZED (
+        SELECT oid, nspname FROM pg_namespace
+        WHERE nspname IN ('public', 'auth', 'langfuse_migrations')
+    ), roles AS MATERIALIZED (
+        SELECT oid, rolname FROM pg_roles WHERE NOT rolsuper AND rolname !~ '^pg_'
+    ), relations AS MATERIALIZED (
+        SELECT c.oid, n.nspname || '.' || c.relname AS name, c.relrowsecurity FROM pg_class AS c
+        JOIN schemas AS n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p', 'v', 'm')
+    )
+    SELECT concat_ws(' ', r.rolname, n.nspname, p) FROM roles AS r, schemas AS n,
+        unnest('{USAGE,CREATE}'::text[]) AS p WHERE has_schema_privilege(r.oid, n.oid, p)
+    UNION ALL
+    SELECT concat_ws(' ', r.rolname, c.name || '.' || a.attname, p)
+    FROM roles AS r, relations AS c JOIN pg_attribute AS a ON a.attrelid = c.oid,
+         unnest('{SELECT,INSERT,UPDATE,REFERENCES}'::text[]) AS p
+    WHERE a.attnum > 0 AND NOT a.attisdropped AND has_column_privilege(r.oid, c.oid, a.attnum, p)
+    UNION ALL
+    SELECT concat_ws(' ', r.rolname, c.name, p) FROM roles AS r, relations AS c,
+        unnest('{DELETE,TRUNCATE,TRIGGER}'::text[]) AS p WHERE has_table_privilege(r.oid, c.oid, p)
+    UNION ALL
+    SELECT concat_ws(' ', r.rolname, f.oid::regprocedure::text, 'EXECUTE')
+    FROM roles AS r, pg_proc AS f
+    WHERE f.pronamespace IN (SELECT oid FROM schemas)
+    AND has_function_privilege(r.oid, f.oid, 'EXECUTE')
+    UNION ALL
+    SELECT concat_ws(' ', 'all rows of', name) FROM relations WHERE NOT relrowsecurity
+    UNION ALL
+    SELECT concat_ws(' ', c.name, p.polname, p.polcmd, p.polpermissive, p.polroles,
+                     pg_get_expr(p.polqual, c.oid), pg_get_expr(p.polwithcheck, c.oid))
+    FROM pg_policy AS p JOIN relations AS c ON c.oid = p.polrelid
+    UNION ALL
+    SELECT concat_ws(' ', r.rolname, 'as', m.rolname) FROM roles AS r, pg_roles AS m
+    WHERE pg_has_role(r.oid, m.oid, 'MEMBER')
+    UNION ALL
+    SELECT concat_ws(' ', rolname, 'SUPERUSER') FROM pg_roles WHERE rolsuper
+    UNION ALL
+    SELECT concat_ws(' ', rolname, 'BYPASSRLS') FROM pg_roles WHERE rolbypassrls
 """
 
 
 def effective_access(superuser: sa.Connection) -> set[str]:
-    """The effective privileges, memberships and attributes of the roles of the Data API."""
+    """The effective privileges, memberships and attributes of roles, and the policies of rows."""
     return set(superuser.exec_driver_sql(_ACCESS).scalars())
-
-
-def user_of(finding: Finding) -> str:
-    """The role that runs a fix: the one that saw the finding, unless the advice names another."""
-    return SUPERUSER if "As " in str(finding.advice) else "postgres"

@@ -1,8 +1,8 @@
-"""Every change that somebody can make is found, named, and its remedy, followed, undoes it."""
+"""verify reports each change, and its printed fix restores the undisturbed database."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,10 @@ from tests.helpers.databases import (
     langfuse_schema,
     langfuse_tables,
 )
-from tests.helpers.effective_access import effective_access, user_of
+from tests.helpers.effective_access import effective_access
+from tests.helpers.fixes import commands, follows, is_sql, user_of
 from tests.helpers.hosted import add_platform_tables, enable_automatic_rls
 from tests.helpers.mutations import (
-    ACCESS_MUTATIONS,
     HARMLESS,
     MUTATIONS,
     REBUILD,
@@ -45,29 +45,35 @@ class Sessions:
         self.connections[user].exec_driver_sql(sql.replace("%", "%%"))
         self.connections[user].commit()
 
+    def access(self) -> set[str]:
+        return effective_access(self.connections[SUPERUSER])
+
     def verify(self) -> list[Finding]:
         return verify(self.connections["postgres"])
 
 
 @contextmanager
 def open_sessions(database: Database) -> Iterator[Sessions]:
-    with database.connect() as postgres, database.connect(SUPERUSER) as superuser:
-        yield Sessions(database, {"postgres": postgres, SUPERUSER: superuser})
+    with ExitStack() as stack:
+        roles = ("postgres", "supabase_auth_admin", SUPERUSER)
+        yield Sessions(
+            database, {role: stack.enter_context(database.connect(role)) for role in roles}
+        )
 
 
-def follow(sessions: Sessions, findings: list[Finding], user: str) -> None:
-    """Type what the remedies say, in the order in which they are printed."""
+def follow(sessions: Sessions, findings: list[Finding]) -> None:
+    """Run the fixes in the order in which they are printed, as the roles that they name."""
     for finding in findings:
-        for line in finding.fix:
-            if line.startswith("langfuse-schema "):
+        for line in commands(finding):
+            if is_sql(line):
+                sessions.execute(line, user_of(finding))
+            else:
                 outcome = langfuse_schema(sessions.database, *line.split()[1:])
                 assert outcome.code == 0, outcome.stderr
-            else:
-                sessions.execute(line, user)
 
 
 def rebuild(sessions: Sessions) -> None:
-    """Make everything anew, whatever there is."""
+    """Drop all objects, and upgrade again."""
     sessions.execute(
         """
         DROP SCHEMA IF EXISTS langfuse_migrations CASCADE;
@@ -86,33 +92,31 @@ def rebuild(sessions: Sessions) -> None:
     insert_example_rows(sessions.database)
 
 
-def problem_with(sessions: Sessions, mutation: Mutation) -> str | None:
-    """Make the change, look, follow the remedies, and look again."""
-    of_access = mutation in ACCESS_MUTATIONS
-    access = effective_access(sessions.connections[SUPERUSER]) if of_access else set()
+def problem_with(sessions: Sessions, mutation: Mutation, undisturbed: set[str]) -> str | None:
+    """Make the change, follow the fixes of verify, and compare with the undisturbed database."""
     sessions.execute(mutation.sql, mutation.user)
-    access |= effective_access(sessions.connections[SUPERUSER]) if of_access else set()
+    # The objects of the mutation itself have privileges until the cleanup.
+    allowed = undisturbed | sessions.access() if mutation.cleanup else undisturbed
     findings = sessions.verify()
     found = {finding.object for finding in findings}
     if found != mutation.objects:
         return f"found {sorted(found)}, changed {sorted(mutation.objects)}"
     if mutation.undo == REBUILD:
-        rebuild(sessions)
-    elif mutation.undo:
+        return REBUILD
+    if mutation.undo:
         sessions.execute(mutation.undo, mutation.user)
-    elif of_access:
-        for finding in findings:
-            named = finding.code in ("access-missing", "role-differs", "uid-function-differs")
-            follow(sessions, [finding], user_of(finding) if named else mutation.user)
     else:
-        follow(sessions, findings, mutation.user)
-    opened = effective_access(sessions.connections[SUPERUSER]) - access if of_access else set()
+        follow(sessions, findings)
+    access = sessions.access()
+    if access - allowed:
+        return f"opened by the fixes: {sorted(access - allowed)}"
     if mutation.cleanup:
         sessions.execute(mutation.cleanup, SUPERUSER)
-    if opened:
-        return f"opened by the remedies: {sorted(opened)}"
+        access = sessions.access()
+    if access != undisturbed:
+        return f"different access after the fixes: {sorted(access ^ undisturbed)}"
     left = sessions.verify()
-    return f"left after the remedies: {[str(finding) for finding in left]}" if left else None
+    return f"left after the fixes: {[str(finding) for finding in left]}" if left else None
 
 
 def try_every_mutation(database: Database) -> tuple[int, int]:
@@ -121,26 +125,59 @@ def try_every_mutation(database: Database) -> tuple[int, int]:
         rebuild(sessions)
         ((number,),) = database.execute("SHOW server_version_num")
         mutations = [one for one in MUTATIONS if one.since <= int(number) // 10000]
-        problems = []
+        problems, undisturbed = [], sessions.access()
         for mutation in mutations:
             try:
-                problem = problem_with(sessions, mutation)
+                problem = problem_with(sessions, mutation, undisturbed)
             except Exception as error:  # noqa: BLE001 - every mutation is to be tried
                 problem = repr(error)
             if problem:
-                problems.append(f"{mutation.sql}\n  {problem}")
                 rebuild(sessions)
+                undisturbed = sessions.access()
+            if problem and problem != REBUILD:
+                problems.append(f"{mutation.sql}\n  {problem}")
     assert not problems, "\n".join(problems)
     return len(mutations), sum(mutation.undo is None for mutation in mutations)
 
 
+@follows(
+    "access-missing",
+    "column-differs",
+    "column-missing",
+    "column-unexpected",
+    "constraint-differs",
+    "constraint-missing",
+    "constraint-unexpected",
+    "grant-differs",
+    "grant-missing",
+    "grant-unexpected",
+    "index-differs",
+    "index-missing",
+    "index-unexpected",
+    "inheritance-unexpected",
+    "owner-differs",
+    "policy-differs",
+    "policy-missing",
+    "policy-unexpected",
+    "revision-behind",
+    "revision-unknown",
+    "role-differs",
+    "row-level-security-bypassed",
+    "row-level-security-differs",
+    "rule-unexpected",
+    "table-differs",
+    "table-missing",
+    "trigger-unexpected",
+    "uid-function-differs",
+    "version-table-missing",
+)
 def test_verify_reports_every_mutation_with_fix_that_repairs_it(
     database: Database, record_property: Callable[[str, object], None]
 ) -> None:
     number, repaired = try_every_mutation(database)
     assert number >= 80
     record_property("mutations of a database found by verify", number)
-    record_property("of them undone by the printed remedy", repaired)
+    record_property("of them undone by the printed fix", repaired)
 
 
 def test_verify_and_preflight_report_nothing_in_healthy_database_of_an_app(

@@ -88,7 +88,8 @@ def _alterable(
 ) -> Iterator[Finding]:
     """Check that columns can be added to a table, or to one that inherits from it."""
     name = state["name"] if state["is_child"] else table.qualified_name
-    if not state["owned"]:
+    # Of an inheriting table, only the columns are changed.
+    if not state["owned"] and (new or not state["is_child"]):
         yield _not_owned(table, name, state, role)
     added = [column for column in new if column.name not in state["columns"]]
     if added and state["type"]:
@@ -122,11 +123,10 @@ def _alterable(
 
 
 def _not_owned(table: Table, name: str, state: dict[str, Any], role: str) -> Finding:
-    code = "app-table-not-owned" if table.partial else "table-not-owned"
-    owner = state["owner"]
-    fix: tuple[str, ...] = ()
-    advice = f"Connect as {owner}."
+    owners = {"owner": state["owner"], "role": role}
     if state["is_child"]:
         advice = f"It inherits from {table.qualified_name}. As a superuser, run:"
         fix = (f"ALTER TABLE {name} OWNER TO {ddl.quoted(role)};",)
-    return finding(code, name, owner=owner, role=role, advice=advice, fix=fix)
+        return finding("app-table-not-owned", name, **owners, advice=advice, fix=fix)
+    code = "app-table-not-owned" if table.partial else "table-not-owned"
+    return finding(code, name, **owners, advice=f"Connect as {state['owner']}.")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._postgres.objects import Part, Table
 
-_STAMP_AND_UPGRADE = ("langfuse-schema stamp base", "langfuse-schema upgrade head")
+_STAMP_BASE = "langfuse-schema stamp base"
 
 
 def unknown_revisions(heads: Sequence[str], history: History) -> Iterator[Finding]:
@@ -55,18 +55,32 @@ def lost_tables(found: Tables, upgrade: Position) -> Iterator[Finding]:
             columns = (column.name for column in table.columns)
             lost += [f"{name}.{column}" for column in columns if not found[name].column(column)]
     complete = {name for name, table in upgrade.before.items() if not table.partial}
-    if lost:
-        all_lost = complete <= set(lost)
-        yield finding(
-            "revision-without-tables",
-            str(VERSION_TABLE),
-            revision=upgrade.applied,
-            missing=", ".join(lost),
-            advice="Create the tables again:"
-            if all_lost
-            else "Restore the missing parts from a backup, or run the SQL that this prints:",
-            fix=_STAMP_AND_UPGRADE if all_lost else ("langfuse-schema verify",),
-        )
+    if not lost:
+        return
+    advice = "Restore the missing parts from a backup, or run the SQL that this prints:"
+    fix: tuple[str, ...] = ("langfuse-schema verify",)
+    if complete <= set(lost):
+        advice, fix = "Create the tables again:", (_STAMP_BASE, "langfuse-schema upgrade head")
+        # DROP TABLE … CASCADE keeps the columns of the app tables.
+        if not _columns(upgrade.before) <= set(lost):
+            advice = "Record that there are no tables. Then fix each error that this prints,"
+            advice += " and upgrade:"
+            fix = (_STAMP_BASE, "langfuse-schema preflight")
+    missing, values = ", ".join(lost), {"advice": advice, "fix": fix}
+    place = str(VERSION_TABLE)
+    yield finding(
+        "revision-without-tables", place, revision=upgrade.applied, missing=missing, **values
+    )
+
+
+def _columns(tables: Tables) -> set[str]:
+    """Return the columns that the revisions add to the app tables."""
+    return {
+        f"{name}.{column.name}"
+        for name, table in tables.items()
+        if table.partial
+        for column in table.columns
+    }
 
 
 def unrecorded_tables(found: Tables, history: History, roles: Collection[str]) -> Iterator[Finding]:
@@ -216,7 +230,7 @@ def names_taken(connection: Connection, upgrade: Position, unrecorded: bool) -> 
 def _taken(place: str, found: str, needed_for: str, command: str) -> Finding:
     advice = "Drop it:" if command.startswith("DROP") else "Rename it:"
     return finding(
-        "name-taken", place, found=found, needed=needed_for, advice=advice, fix=(command,)
+        "name-taken", place, found=found, needed=needed_for, advice=advice, fix=(f"{command};",)
     )
 
 

@@ -221,11 +221,21 @@ def schema_public(state: ServerState, upgrade: Position) -> Iterator[Finding]:
     if not names(upgrade.after).keys() - names(upgrade.before).keys():
         return
     if state.may_create_in_public is None:
-        yield finding("schema-missing", "public")
+        yield _missing_public(state)
     elif not state.may_create_in_public:
         yield _privilege(state, "CREATE", "SCHEMA", "public")
     if state.closed_tablespace:
         yield _privilege(state, "CREATE", "TABLESPACE", state.closed_tablespace)
+
+
+def _missing_public(state: ServerState) -> Finding:
+    """Return the finding. A new schema is closed, so the fix opens it to the API roles."""
+    fix = ["CREATE SCHEMA public;"]
+    fix += [f"GRANT USAGE ON SCHEMA public TO {ddl.quoted(role)};" for role in state.api_roles]
+    if state.may_create_schema:
+        return finding("schema-missing", "public", advice="Run:", fix=fix)
+    fix.append(f"GRANT USAGE, CREATE ON SCHEMA public TO {ddl.quoted(state.role)};")
+    return finding("schema-missing", "public", advice="As the owner of the database, run:", fix=fix)
 
 
 _USERS = text(
@@ -284,5 +294,5 @@ def _privilege(state: ServerState, privilege: str, kind: str, name: str) -> Find
         role=state.role,
         privilege=privilege,
         kind=kind.lower(),
-        grant=f"GRANT {privilege} ON {kind} {granted} TO {ddl.quoted(state.role)}",
+        grant=f"GRANT {privilege} ON {kind} {granted} TO {ddl.quoted(state.role)};",
     )

@@ -134,7 +134,8 @@ class Run:
         except DBAPIError as error:
             raise SchemaError(connection_finding(url, error)) from error
         if superuser != "true":
-            raise SchemaError(finding("test-server-role", role))
+            other = url.set(username="SUPERUSER", password="PASSWORD")  # noqa: S106 - placeholders
+            raise SchemaError(finding("test-server-role", role, url=connection_string(other)))
         # The last process of the run drops the template, and it can be one without the fixture.
         record = self.directory / _SERVER
         record.touch(mode=0o600)
