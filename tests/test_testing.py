@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.helpers.databases import (
     insert_example_rows,
     run,
 )
+from tests.helpers.fixes import filled, follows, printed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,6 +152,7 @@ def test_configured_server_is_used_and_all_databases_are_dropped(
 
 
 @pytest.mark.slow
+@follows("test-server-role")
 def test_configured_server_without_superuser_is_refused_without_traceback(
     tmp_path: Path, database: Database
 ) -> None:
@@ -158,6 +161,11 @@ def test_configured_server_without_superuser_is_refused_without_traceback(
     assert outcome.code == 1
     assert "error[test-server-role]: the role postgres cannot prepare" in outcome.stdout
     assert "Traceback" not in outcome.stdout
+    (command,) = printed(outcome.stdout, "test-server-role")
+    export = filled(command, {"SUPERUSER:PASSWORD@": f"{SUPERUSER}@"})
+    name, _, value = export.removeprefix("export ").partition("=")
+    allowed = app.pytest(**{name: shlex.split(value)[0]})
+    assert allowed.code == 0, allowed.stdout
     assert app.left_behind() == []
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema.embedded import removal
+from langfuse_schema.verify import verify
 from tests.helpers.databases import BUILDING, CHECKOUT, Database, environment, run, until
+from tests.helpers.fixes import Terminal, filled, follows, printed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,6 +129,21 @@ def test_embedded_option_without_extra_prints_pip_command(programs: Path, tmp_pa
     assert "Traceback" not in outcome.stderr
 
 
+@follows("url-missing")
+def test_printed_export_configures_database(
+    programs: Path, database: Database, tmp_path: Path
+) -> None:
+    terminal = Terminal(tmp_path, (programs,))
+    missing = terminal.type("langfuse-schema upgrade head")
+    assert missing.code == 2
+    (command,) = printed(missing.stderr, "url-missing")
+    command = filled(command, {EXAMPLE: database.text.replace("+psycopg2", "")})
+    outcome = terminal.type(command, "langfuse-schema upgrade head")
+    assert outcome.code == 0, outcome.stderr
+    assert verify(database.url) == []
+
+
+@follows("embedded-not-installed", "embedded-incomplete")
 def test_plain_install_uses_embedded_database_in_checkout_after_printed_fix(
     programs: Path, tmp_path: Path
 ) -> None:
@@ -135,14 +151,20 @@ def test_plain_install_uses_embedded_database_in_checkout_after_printed_fix(
     for part in ("alembic.ini", "alembic", "src"):
         copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
         copy(CHECKOUT / part, tmp_path / part)
-    upgrade = [str(programs / "alembic"), "upgrade", "head"]
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    missing = run(*upgrade, cwd=tmp_path)
+    upgrade = "alembic upgrade head"
+    terminal = Terminal(tmp_path, (programs,))
+    missing = terminal.type(upgrade)
     assert missing.code == 2
-    (fix,) = re.findall(r"^ +(pip install .*)$", missing.stderr, re.MULTILINE)
-    assert run("sh", "-c", f"{fix} --quiet", cwd=tmp_path, PATH=path).code == 0
+    installed = terminal.type(*printed(missing.stderr, "embedded-not-installed"))
+    assert installed.code == 0, installed.stderr
     try:
-        outcome = run(*upgrade, cwd=tmp_path)
+        for postgres in programs.parent.glob("lib/*/site-packages/*/pginstall18/bin/postgres"):
+            postgres.unlink()
+        incomplete = terminal.type(upgrade)
+        assert incomplete.code == 2
+        reinstalled = terminal.type(*printed(incomplete.stderr, "embedded-incomplete"))
+        assert reinstalled.code == 0, reinstalled.stderr
+        outcome = terminal.type(upgrade)
         assert outcome.code == 0, outcome.stderr
         last = outcome.stderr.splitlines()[-1]
         assert last.endswith("migrated the embedded database, because DATABASE_URL is not set")

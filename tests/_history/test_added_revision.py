@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.databases import CHECKOUT, HEAD, REVISIONS, Database, Outcome, run
+from tests.helpers.fixes import follows, printed
 
 pytestmark = pytest.mark.slow
 
@@ -246,7 +247,10 @@ def test_every_earlier_revision_upgrades_to_new_head_and_back(
         assert database.catalog() == before
 
 
-def test_permission_matrix_fails_for_revision_that_opens_table(copied: Copy) -> None:
+@follows("snapshot-missing")
+def test_permission_matrix_fails_for_revision_that_opens_table(
+    copied: Copy, database: Database
+) -> None:
     """A revision that opens a table fails the matrix, although its snapshot is generated."""
     opens = REVISION[: REVISION.index("def upgrade")] + (
         'def upgrade() -> None:\n    op.execute("GRANT SELECT ON public.rate_limit_logs TO anon")\n'
@@ -254,7 +258,11 @@ def test_permission_matrix_fails_for_revision_that_opens_table(copied: Copy) -> 
         '"REVOKE SELECT ON public.rate_limit_logs FROM anon")\n'
     )
     copied.add_revision(opens)
+    refused = copied.schema(database, "upgrade", "head")
+    assert refused.code == 1
+    assert printed(refused.stderr, "snapshot-missing") == ("make generate",)
     copied.generate()
+    assert copied.schema(database, "upgrade", "head").code == 0
     outcome = copied.pytest("tests/access/test_matrix.py")
     assert outcome.code == 1
     assert "('anon', 'public.rate_limit_logs', 'SELECT')" in outcome.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.embedded import binaries, dev, folders, location, removal
 from langfuse_schema.embedded.opening import Opening
 from tests.helpers.databases import Outcome, environment, run
+from tests.helpers.fixes import Terminal, commands, follows
 from tests.helpers.npm import QUIET
 
 if TYPE_CHECKING:
@@ -66,8 +68,15 @@ cli.main()
 @contextmanager
 def running_dev(folder: Path, *arguments: str) -> Iterator[list[str]]:
     """Run `dev` until the end of the block, and yield its first lines."""
+    with running(folder, [sys.executable, "-c", MAIN, "dev", *arguments]) as lines:
+        yield lines
+
+
+@contextmanager
+def running(folder: Path, command: list[str]) -> Iterator[list[str]]:
+    """Run a command until the end of the block, and yield its first lines."""
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "dev", *arguments],
+        command,
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -85,6 +94,24 @@ def running_dev(folder: Path, *arguments: str) -> Iterator[list[str]]:
         process.send_signal(signal.SIGINT)
         printed = process.communicate()[0]
     assert (printed, process.returncode) == ("Stopped.\n", 0)
+
+
+@pytest.fixture
+def terminal(folder: Path, tmp_path: Path) -> Terminal:
+    """A shell in the folder, in which langfuse-schema is not the one of a checkout."""
+    program = tmp_path / "langfuse-schema"
+    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c '{MAIN}' \"$@\"\n")
+    program.chmod(0o755)
+    return Terminal(folder, (tmp_path,))
+
+
+@contextmanager
+def typed(terminal: Terminal, command: str) -> Iterator[list[str]]:
+    """Run a printed command of a shell until the end of the block, and yield its first lines."""
+    path = f"{terminal.programs[0]}{os.pathsep}{os.environ['PATH']}"
+    shell = ["env", f"PATH={path}", "bash", "-c", f"exec {command}"]
+    with running(terminal.folder, shell) as lines:
+        yield lines
 
 
 def query(url: str | sa.URL, statement: str) -> list[object]:
@@ -157,6 +184,24 @@ def test_dev_refuses_port_that_another_program_uses(folder: Path) -> None:
     assert not (folder / ".langfuse-schema").exists()
 
 
+@pytest.mark.slow
+@follows("embedded-port-taken", "embedded-port-differs")
+def test_printed_command_uses_free_port(folder: Path, terminal: Terminal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SchemaError) as error:
+            embedded.open_default(folder, Opening(port))
+        (command,) = commands(error.value.findings[0])
+        with typed(terminal, command) as lines:
+            assert sa.make_url(lines[0]).port not in (None, port)
+            with pytest.raises(SchemaError) as error:
+                embedded.open_default(folder, Opening(port))
+            (command,) = commands(error.value.findings[0])
+            with typed(terminal, command) as other:
+                assert sa.make_url(other[0]).port not in (None, sa.make_url(lines[0]).port)
+                assert query(other[0], "SELECT 1") == [1]
+
+
 @pytest.mark.parametrize("port", ["x", "-1", "80", "65536"])
 def test_dev_refuses_port_that_cannot_be_used(
     port: str, capsys: pytest.CaptureFixture[str]
@@ -180,7 +225,10 @@ def test_dev_passes_database_to_command(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_app_tables_refuses_database_that_has_them(folder: Path) -> None:
+@follows("embedded-app-tables")
+def test_without_app_tables_refuses_database_that_has_them(
+    folder: Path, terminal: Terminal
+) -> None:
     without = Opening(app_tables=False)
     with embedded.open_default(folder, without) as server:
         query(server.url(), "SELECT 1")
@@ -192,8 +240,15 @@ def test_without_app_tables_refuses_database_that_has_them(folder: Path) -> None
     embedded.open_default(folder, without).close()
     removal.remove(folder)
     embedded.open_default(folder).close()
-    with pytest.raises(SchemaError, match="has the built-in app tables"):
+    with pytest.raises(SchemaError, match="has the built-in app tables") as error:
         embedded.open_default(folder, without)
+    fresh, remove = commands(error.value.findings[0])
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    with typed(terminal, fresh) as lines:
+        assert query(lines[0], tables) == [0]
+    assert terminal.type(remove).code == 0
+    with embedded.open_default(folder, without) as server:
+        assert query(server.url(), tables) == [0]
 
 
 # --remove
@@ -219,6 +274,30 @@ def test_remove_refuses_database_in_use_and_other_options(folder: Path) -> None:
         assert query(server.url(), "SELECT count(*) FROM reflections") == [3]
     assert dev_command(folder, "--remove", "--fresh").code == 2
     assert (folder / ".langfuse-schema").exists()
+
+
+@pytest.mark.slow
+@follows("embedded-not-removed")
+def test_printed_command_removes_database_of_another_user(
+    folder: Path, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database belongs to this user, for whom `sudo` changes nothing."""
+    embedded.open_default(folder).close()
+
+    def refuse(_: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(removal, "remove", refuse)
+    with pytest.raises(SchemaError) as error:
+        dev.remove(folder, lambda _: None)
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\nexec "$@"\n')
+    sudo.chmod(0o755)
+    no_checkout = MAIN.replace("cli.main()", "")
+    (tmp_path / "sitecustomize.py").write_text(no_checkout)
+    outcome = terminal.type(*commands(error.value.findings[0]), PYTHONPATH=str(tmp_path))
+    assert outcome.code == 0, outcome.stderr
+    assert not (folder / ".langfuse-schema").exists()
 
 
 @pytest.mark.slow
@@ -290,17 +369,29 @@ def test_remove_by_normal_user_after_root_names_sudo(folder: Path) -> None:
     assert (folder / ".langfuse-schema").exists()
 
 
-def test_user_without_passwd_entry_is_reported(
+@follows("embedded-without-user")
+def test_user_without_passwd_entry_gets_line_to_add(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(_: int) -> None:
-        raise KeyError
+    passwd = folder / "passwd"
+    passwd.write_text("root:x:0:0::/:/bin/sh\n")
 
-    monkeypatch.setattr(folders.pwd, "getpwuid", missing)
+    def entry(user: int) -> list[str]:
+        entries = [line.split(":") for line in passwd.read_text().splitlines()]
+        return {int(one[2]): one for one in entries}[user]
+
+    monkeypatch.setattr(folders.pwd, "getpwuid", entry)
     monkeypatch.setattr(folders.os, "geteuid", lambda: 54321)
     with pytest.raises(SchemaError, match="for the user 54321") as error:
         folders.check_user(folder)
-    assert error.value.findings[0].code == "embedded-without-user"
+    (finding,) = error.value.findings
+    assert finding.code == "embedded-without-user"
+    (command,) = commands(finding)
+    assert run("bash", "-ec", command.replace("/etc/passwd", f"'{passwd}'")).code == 0
+    folders.check_user(folder)
+    name, _, user, group, _, home, shell = entry(54321)
+    assert (name, user, group) == ("app", "54321", str(os.getegid()))
+    assert (home, shell) == ("/tmp", "/bin/sh")
 
 
 # Real clients

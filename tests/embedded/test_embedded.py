@@ -26,6 +26,8 @@ from sqlalchemy.exc import OperationalError
 from langfuse_schema import embedded
 from langfuse_schema._postgres.findings import CANNOT_RUN, SchemaError, exit_code
 from langfuse_schema.embedded import EmbeddedError, binaries, folders
+from tests.helpers.databases import run
+from tests.helpers.fixes import commands, follows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -510,7 +512,8 @@ def test_start_refuses_unknown_version_and_lists_known_ones(directory: Path) -> 
     assert problem(error).expected == "version 18 or 16"
 
 
-def test_start_refuses_data_of_another_version(directory: Path) -> None:
+@follows("embedded-version-differs")
+def test_start_refuses_data_of_another_version_until_deleted(directory: Path) -> None:
     embedded.start(directory, version=16, settings=FAST).close()
     with pytest.raises(EmbeddedError, match="another version") as error:
         embedded.start(directory)
@@ -520,6 +523,8 @@ def test_start_refuses_data_of_another_version(directory: Path) -> None:
     assert problem(error).expected == "PostgreSQL 18"
     assert problem(error).fix == (f"rm -rf {directory}",)
     assert (directory / "data" / "PG_VERSION").read_text() == "16\n"
+    assert run("bash", "-ec", *commands(problem(error))).code == 0
+    folders.check_version(directory, 18)
 
 
 def test_failed_start_reports_cause_and_leaves_no_process(directory: Path) -> None:
@@ -531,6 +536,19 @@ def test_failed_start_reports_cause_and_leaves_no_process(directory: Path) -> No
     assert "DATABASE_URL" in str(problem(error).advice)
     assert problem(error).fix == (f"rm -rf {directory}",)
     assert nothing_runs_in(directory)
+    with embedded.start(directory, settings=FAST) as server:
+        assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
+
+
+@pytest.mark.slow
+@follows("embedded-failed")
+def test_printed_command_deletes_damaged_data(folder: Path) -> None:
+    directory = folder / "it's here"
+    embedded.start(directory, settings=FAST).close()
+    (directory / "data" / "global" / "pg_control").unlink()
+    with pytest.raises(EmbeddedError) as error:
+        embedded.start(directory, settings=FAST)
+    assert run("bash", "-ec", *commands(problem(error))).code == 0
     with embedded.start(directory, settings=FAST) as server:
         assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
 
