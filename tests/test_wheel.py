@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from langfuse_schema import migrations
 from langfuse_schema._postgres.urls import EXAMPLE
 from langfuse_schema.embedded import removal
 from langfuse_schema.verify import verify
-from tests.helpers.databases import BUILDING, CHECKOUT, Database, environment, run, until
+from tests.helpers.databases import (
+    BUILDING,
+    CHECKOUT,
+    HEAD,
+    Database,
+    environment,
+    run,
+    until,
+)
 from tests.helpers.fixes import Terminal, filled, follows, printed
 
 if TYPE_CHECKING:
@@ -141,6 +150,62 @@ def test_printed_export_configures_database(
     outcome = terminal.type(command, "langfuse-schema upgrade head")
     assert outcome.code == 0, outcome.stderr
     assert verify(database.url) == []
+
+
+NEWER_REVISION = f"""
+revision = "20991231000001"
+down_revision = "{HEAD}"
+
+
+def upgrade() -> None:
+    pass
+"""
+
+
+def newer_release(wheel: Path, folder: Path) -> None:
+    """Write the wheel of a release with one more revision, which changes nothing."""
+    number = version("langfuse-schema")
+    scripts = "langfuse_schema/_scripts/alembic"
+    with (
+        zipfile.ZipFile(wheel) as old,
+        zipfile.ZipFile(folder / wheel.name.replace(number, "99.0"), "w") as new,
+    ):
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("/METADATA"):
+                content = content.replace(f"Version: {number}\n".encode(), b"Version: 99.0\n")
+            new.writestr(name.replace(f"-{number}.dist-info/", "-99.0.dist-info/"), content)
+        new.writestr(f"{scripts}/versions/20991231000001_later.py", NEWER_REVISION)
+        snapshot = old.read(f"{scripts}/snapshots/{HEAD}.json").decode()
+        new.writestr(
+            f"{scripts}/snapshots/20991231000001.json",
+            snapshot.replace(HEAD, "20991231000001"),
+        )
+
+
+@follows("revision-unknown")
+def test_printed_upgrade_of_package_brings_unknown_revision(
+    programs: Path, wheel: Path, database: Database, tmp_path: Path
+) -> None:
+    """A folder of wheels takes the place of the package index."""
+    migrations.upgrade(database.url)
+    database.execute(
+        "UPDATE langfuse_migrations.alembic_version SET version_num = '20991231000001'"
+    )
+    newer_release(wheel, tmp_path)
+    terminal = Terminal(tmp_path, (programs,), {"DATABASE_URL": database.text})
+    unknown = terminal.type("langfuse-schema upgrade head")
+    assert unknown.code == 1
+    try:
+        index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+        upgraded = terminal.type(*printed(unknown.stderr, "revision-unknown"), **index)
+        assert upgraded.code == 0, upgraded.stderr
+        for command in ("upgrade head", "verify"):
+            outcome = terminal.type(f"langfuse-schema {command}")
+            assert outcome.code == 0, outcome.stdout + outcome.stderr
+    finally:
+        again = ("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+        assert run(str(programs / "pip"), *again).code == 0
 
 
 @follows("embedded-not-installed", "embedded-incomplete")
