@@ -110,6 +110,11 @@ def test_multi_line_values_are_indented() -> None:
     assert "\n  cause: one\n         two\n" in rendered
 
 
+def test_lines_of_a_statement_are_indented() -> None:
+    rendered = str(finding("policy-missing", "t", advice="Run:", expected="e", fix=["a\n  b;"]))
+    assert "\n  fix:      Run:\n              a\n                b;\n" in rendered
+
+
 def test_sqlstate_follows_the_code() -> None:
     refused = finding("server-refused", "t", cause="c", advice="a", sqlstate="42501")
     assert str(refused).startswith("error[server-refused 42501]: ")

@@ -63,7 +63,8 @@ class Finding:
 
     def __str__(self) -> str:
         """Return the finding as text."""
-        fix = "\n".join([*filter(None, [self.advice]), *(f"  {command}" for command in self.fix)])
+        commands = (textwrap.indent(command, "  ") for command in self.fix)
+        fix = "\n".join([*filter(None, [self.advice]), *commands])
         values = {name: getattr(self, name) for name in ("cause", "found", "expected", "state")}
         values |= {"fix": fix, "docs": self.docs}
         lines = {label: value for label, value in values.items() if value}
