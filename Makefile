@@ -27,11 +27,12 @@ test-slow: dev docs
 	$(BIN)/pytest -m slow --durations=15
 	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/revisions tests/access
 
-## check: lint, format and types
+## check: lint, format, types and language
 check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m tools.prose
 
 ## generate: write the snapshots and the generated parts of the docs
 generate: dev

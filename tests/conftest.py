@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 POSTGRESQL = int(os.environ.get("LANGFUSE_SCHEMA_TEST_POSTGRESQL", "18"))
 """Which version the tests run on: 18 or 16 come with the wheel, 14, 15 and 17 from npm."""
 
-collect_ignore = [] if sys.version_info >= (3, 11) else ["examples/test_send_scores.py"]
-"""Langfuse's own client, which that example uses, needs Python 3.11."""
+_LANGFUSE = ["examples/test_send_scores.py", "examples/test_readme.py"]
+collect_ignore = [] if sys.version_info >= (3, 11) else _LANGFUSE
+"""Langfuse's own client, which these examples use, needs Python 3.11."""
 
 PASSWORD_ROLE = "with_password"
 """The one role that our server asks for a password."""

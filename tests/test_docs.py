@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,15 @@ from tests.helpers.databases import (
     PLAN_REVISIONS,
     POLICIES,
     Database,
+    alembic,
     insert_example_rows,
     langfuse_schema,
     langfuse_tables,
     plan_sql,
     run,
 )
+from tests.helpers.pages import block as page_block
+from tests.helpers.pages import blocks as page_blocks
 from tools import chain, generate, pages
 
 if TYPE_CHECKING:
@@ -40,6 +44,17 @@ if TYPE_CHECKING:
 PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/**/*.md"))]
 
 ELSEWHERE = {
+    ". .venv/bin/activate": "the tests run in an environment",
+    ".venv/bin/pip install": "needed for the figures of a release only",
+    ".venv/bin/pre-commit install": "writes into .git; test_project_files runs the hook",
+    ".venv/bin/python benchmarks/compare.py": "run with few rows by test_benchmarks",
+    ".venv/bin/python benchmarks/plot.py": "run by test_benchmarks",
+    ".venv/bin/tox ": "runs the fast suite with other versions",
+    "alembic current": "run below, with its output",
+    "alembic downgrade -1": "run below, with its output",
+    "git grep ": "run below, in a copy of the checkout",
+    "unset DATABASE_URL": "the tests have no such variable",
+    "uv run": "the same as make, with uv",
     ".venv/bin/langfuse-schema dev": "run by the test of the tutorial, and by tests/embedded",
     ".venv/bin/python benchmarks/scaling.py": "run with few rows by test_benchmarks",
     ".venv/bin/python benchmarks/live.py": "takes minutes; test_benchmarks runs it in compare.py",
@@ -161,9 +176,9 @@ def test_adopted_plan_upgrades_to_head_and_passes_check(database: Database) -> N
     assert langfuse_schema(database, "check").code == 0
 
 
-def belongs_to_alembic(program: str) -> bool:
-    """Whether test_beside_alembic runs the program in an app."""
-    return "from alembic" in program or program.startswith("# migrations/")
+def runs_elsewhere(program: str) -> bool:
+    """Return whether test_beside_alembic runs the program in an app, or test_readme with a stub."""
+    return any(part in program for part in ("from alembic", "# migrations/", "from langfuse "))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +187,7 @@ def belongs_to_alembic(program: str) -> bool:
         pytest.param(program, id=f"{page.name}: {program.splitlines()[0][:60]}")
         for page in PAGES
         for program in blocks(page.read_text(encoding="utf-8"), "python")
-        if not belongs_to_alembic(program)
+        if not runs_elsewhere(program)
     ],
 )
 def test_documented_program_exits_0(database: Database, tmp_path: Path, program: str) -> None:
@@ -183,20 +198,52 @@ def test_documented_program_exits_0(database: Database, tmp_path: Path, program:
     assert (outcome.code, outcome.stderr) == (0, "")
 
 
-def test_readme_output_of_upgrade_lists_current_revisions() -> None:
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    upgrades = re.findall(r"Running upgrade \S* ?-> (\d+), ", readme)
-    assert upgrades == migrations.revisions()
-    assert f"\n{migrations.revisions()[-1]} (head)\n" in readme
+def test_readme_demo_prints_shown_output(database: Database) -> None:
+    typed = page_block("README.md", "$ make demo").commands
+    demo = ["alembic upgrade head", "alembic current"]
+    printed = ""
+    for command in [*demo, *(line for line in typed if line.startswith("alembic "))]:
+        outcome = alembic(database, *command.split()[1:])
+        assert outcome.code == 0, outcome.stderr
+        printed += outcome.stderr + outcome.stdout
+    assert page_block("README.md", "INFO ").is_printed_by(printed)
 
 
-def test_readme_output_of_verify_is_current(database: Database) -> None:
+def test_japanese_readme_has_blocks_and_headings_of_readme() -> None:
+    assert page_blocks("README.ja.md") == page_blocks("README.md")
+    english, japanese = (
+        re.findall(r"^#+ ", (CHECKOUT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        for page in ("README.md", "README.ja.md")
+    )
+    assert english == japanese
+
+
+def test_plan_page_lists_lines_of_verify_in_order(database: Database) -> None:
+    page = (CHECKOUT / "docs" / "plan.ja.md").read_text(encoding="utf-8")
+    section = page.partition("\n## 検証項目\n")[2]
+    items = re.findall(r"^\| .* \| `([^`]+)` \|$", section, re.MULTILINE)
     migrations.upgrade(database.url)
     printed = langfuse_schema(database, "verify").stdout.splitlines()
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^(\[x\] .*|\d+ differences)$", readme, re.MULTILINE)
-    assert len(shown) == 3
-    assert set(shown) <= set(printed)
+    found = [line.removeprefix("[x] ").partition(" … ")[0] for line in printed]
+    assert len(items) == 8
+    assert [item for item in found if item in items] == items
+
+
+@pytest.mark.slow
+def test_readme_command_replaces_name_of_app_table(tmp_path: Path) -> None:
+    for part in ("alembic.ini", "alembic", "src"):
+        copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
+        copy(CHECKOUT / part, tmp_path / part)
+    (command,) = page_block("README.md", "$ git grep").commands
+    script = f"set -e; git init -q; git add src alembic; {command.replace('YOUR_TABLE', 'notes')}"
+    assert run("sh", "-c", script, cwd=tmp_path).code == 0
+    variables = {"PYTHONPATH": str(tmp_path / "src")}
+    embedded = "-x embedded=true"
+    for options in (f"{embedded} upgrade head", f"{embedded} verify", "dev --remove"):
+        words = options.split()
+        outcome = run(sys.executable, "-m", "langfuse_schema", *words, cwd=tmp_path, **variables)
+        assert outcome.code == 0, outcome.stderr
+    assert "reflections" not in (tmp_path / "src" / "langfuse_schema" / "tables.py").read_text()
 
 
 def test_generated_files_are_current(database: Database) -> None:

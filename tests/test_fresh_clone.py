@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.databases import CHECKOUT, environment
+from tests.helpers.pages import Block, block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +113,11 @@ def assert_demo(printed: str) -> None:
 @needs_root
 def test_demo_then_tests_pass_for_root_in_closed_home(home: Path) -> None:
     user = NewUser("root", home)
-    assert_demo(user.make("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere"))
+    printed = user.make("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere")
+    assert_demo(printed)
+    # The README's output ends with that of a downgrade and an upgrade, which test_docs runs.
+    shown = block("README.md", "INFO ").text.partition("(head)\n")
+    assert Block("text", shown[0] + shown[1]).is_printed_by(printed)
     began = time.monotonic()
     assert_demo(user.make("demo"))
     print(f"the demo again, with everything installed: {time.monotonic() - began:.1f} s")

@@ -185,3 +185,32 @@ def test_second_run_of_supabase_cli_resumes_file_that_failed(project: Project) -
     assert project.supabase("migration", "up").code == 0
     migrations.stamp(project.database.url, "head")
     assert verify(project.database.url) == []
+
+
+APP = """
+CREATE TABLE public.ai_coach_messages (id uuid PRIMARY KEY);
+CREATE TABLE public.encouragement_messages (id uuid PRIMARY KEY);
+CREATE TABLE public.reflections (id uuid PRIMARY KEY);
+"""
+
+
+@pytest.mark.parametrize("with_files", [True, False])
+def test_db_reset_drops_version_table_and_runs_files(
+    database: Database, tmp_path: Path, clients: Path, *, with_files: bool
+) -> None:
+    project = new_project(database, tmp_path, clients)
+    migrations.upgrade(database.url)
+    if not with_files:
+        for file in project.migrations.glob("*.sql"):
+            file.unlink()
+    (project.migrations / "20250101000000_app.sql").write_text(APP)
+    outcome = project.supabase("db", "reset")
+    assert outcome.code == 0, outcome.stderr
+    tables = database.catalog().tables
+    assert "langfuse_migrations.alembic_version" not in tables
+    assert ("public.langfuse_traces" in tables) is with_files
+    if with_files:
+        migrations.stamp(database.url, "head")
+    else:
+        migrations.upgrade(database.url)
+    assert verify(database.url) == []

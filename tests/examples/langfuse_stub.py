@@ -1,7 +1,8 @@
-"""A server that answers as Langfuse's scores API does, and remembers what it was sent."""
+"""A server that answers as Langfuse's API does, and keeps the scores and spans that it received."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 TIMEOUT = "timeout"
 DROP = "drop"
+
+PROJECT = {
+    "id": "coach",
+    "name": "Coach",
+    "organization": {"id": "o", "name": "O"},
+    "metadata": {},
+    "retentionDays": None,
+}
 
 BODIES: dict[int, dict[str, Any]] = {
     202: {"message": "Accepted"},
@@ -33,6 +42,8 @@ class LangfuseStub:
         self.kept: list[dict[str, Any]] = []
         """Those that Langfuse has: answered with 202, or got through before the answer was lost."""
         self.answer: Callable[[dict[str, Any]], int | str] = lambda _: 202
+        self.spans: list[bytes] = []
+        """The bodies of OpenTelemetry exports, without compression."""
         self.released = threading.Event()
         self.url = ""
         self._lock = threading.Lock()
@@ -62,16 +73,29 @@ def langfuse_stub() -> Iterator[LangfuseStub]:
     stub = LangfuseStub()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            assert self.path == "/api/public/projects"
+            self.reply(200, {"data": [PROJECT]})
+
         def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/api/public/otel/v1/traces":
+                compressed = self.headers["Content-Encoding"] == "gzip"
+                stub.spans.append(gzip.decompress(content) if compressed else content)
+                self.reply(200, {})
+                return
             assert self.path == "/api/public/scores"
-            answer = stub.take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            answer = stub.take(json.loads(content))
             if answer == TIMEOUT:
                 stub.released.wait(30)
             if isinstance(answer, str):
                 self.close_connection = True
                 return
-            body = json.dumps(BODIES[answer]).encode()
-            self.send_response(answer)
+            self.reply(answer, BODIES[answer])
+
+        def reply(self, status: int, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -64,9 +64,9 @@ def clients() -> Path:
 
 def _installed(expected: Mapping[str, str]) -> dict[str, str]:
     """The versions of what is installed already, by name."""
-    found = (CLIENTS / "node_modules").glob("*/package.json")
-    packages = [json.loads(path.read_text()) for path in found]
-    return {p["name"]: p["version"].lstrip("v") for p in packages if p["name"] in expected}
+    found = [CLIENTS / "node_modules" / name / "package.json" for name in expected]
+    packages = [json.loads(path.read_text()) for path in found if path.exists()]
+    return {package["name"]: package["version"].lstrip("v") for package in packages}
 
 
 def connection_string(database: Database, user: str) -> str:

@@ -1,0 +1,174 @@
+"""Compare the language of the project with its limits: `python -m tools.prose`.
+
+The pages are README, CONTRIBUTING, SECURITY and docs, without code, tables and headings. The source
+is the comments, docstrings and messages of `src` and `alembic`. Pages that are generated from
+docstrings, and pages in Japanese, are left out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Texts = dict[str, str]
+"""The prose of each file, by its path."""
+
+ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+GENERATED = "revisions.md"
+MOST_README_LINES = 130
+MOST_PERCENT_WITH_COLON = 23
+FEWEST_YOU = 8
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A kind of expression, and how often it may occur in 1,000 words of the pages.
+
+    The source may have twice as many, because its texts are short.
+    """
+
+    name: str
+    pattern: str
+    most: float
+
+    def matches(self, text: str) -> Iterator[re.Match[str]]:
+        """Find the expressions."""
+        return re.finditer(rf"\b(?:{self.pattern})\b", text, re.IGNORECASE)
+
+    def rate(self, texts: Texts) -> float:
+        """Return the number of expressions in 1,000 words."""
+        words = sum(len(text.split()) for text in texts.values())
+        found = sum(1 for text in texts.values() for _ in self.matches(text))
+        return 1000 * found / words if words else 0.0
+
+    def quotations(self, texts: Texts) -> list[str]:
+        """Return each expression with its file and the words around it."""
+        return [
+            f"{path}: …{' '.join(text[max(0, match.start() - 30) : match.end() + 30].split())}…"
+            for path, text in texts.items()
+            for match in self.matches(text)
+        ]
+
+
+AFTER_WHAT = (
+    "is was are were has had it they we somebody others goes comes came exists follows stays stands"
+    " hangs differs revision revisions there remains each every the"
+)
+
+RULES = (
+    Rule("anonymous people", "nobody|somebody|everybody|anybody|whoever", 0.3),
+    Rule("what-clauses", f"what (?:{AFTER_WHAT.replace(' ', '|')})", 1),
+    Rule(
+        "of its own",
+        r"of (?:ours|theirs|its own|our own|their own)|a \w+ of (?:its|our|their) own",
+        0.3,
+    ),
+    Rule(
+        "archaic words",
+        r"anew|mend\w*|heal(?:s|ed|ing)?|beforehand|meanwhile|besides|halfway|hence|strangers?",
+        0.5,
+    ),
+    Rule("speaking software", "say|says|said|told|tell|tells", 1),
+    Rule("stands for is", "stands?(?!-)", 0.3),
+    Rule("we", "we|our|us|ours", 2),
+)
+YOU = Rule("you", "you(?:r|rs)?", sys.maxsize)
+
+
+def page_text(markdown: str) -> str:
+    """Return the sentences of a page, with X for inline code."""
+    text = re.sub(r"```.*?```|<[^>]+>|\]\([^)]*\)", "", markdown, flags=re.DOTALL)
+    text = re.sub(r"^(?:\||#+ ).*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"`[^`]*`", "X", text)
+
+
+def source_text(path: Path) -> str:
+    """Return the comments of a Python file, and its strings with a space."""
+    strings = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    with tokenize.open(path) as file:
+        return "\n".join(
+            token.string
+            for token in tokenize.generate_tokens(file.readline)
+            if token.type == tokenize.COMMENT or (token.type in strings and " " in token.string)
+        )
+
+
+def pages_of(root: Path) -> Texts:
+    """Read the pages of a project."""
+    written = [root / name for name in ROOT_PAGES]
+    documents = sorted((root / "docs").rglob("*.md"))
+    written += [path for path in documents if path.name != GENERATED and ".ja" not in path.name]
+    return {
+        str(path.relative_to(root)): page_text(path.read_text(encoding="utf-8"))
+        for path in written
+        if path.exists()
+    }
+
+
+def source_of(root: Path) -> Texts:
+    """Read the source of a project."""
+    files = [path for part in ("src", "alembic") for path in sorted((root / part).rglob("*.py"))]
+    return {str(path.relative_to(root)): source_text(path) for path in files}
+
+
+def percent_with_colon(pages: Texts) -> float:
+    """Return the percentage of the sentences that contain a colon or a semicolon."""
+    ends = r"(?<=[.!?])\s+|\n\s*\n|\n\s*[-*\d]+[.)]? "
+    parts = (part for text in pages.values() for part in re.split(ends, text))
+    sentences = [part for part in parts if len(part.split()) > 2]  # noqa: PLR2004 - a shorter part is a label
+    found = sum(1 for sentence in sentences if re.search(r"[;:] ", sentence))
+    return 100 * found / len(sentences) if sentences else 0.0
+
+
+def exceeded(rule: Rule, pages: Texts, source: Texts) -> list[str]:
+    """Return the expressions of a rule where there are too many of them."""
+    found = rule.quotations(pages) if rule.rate(pages) > rule.most else []
+    return found + (rule.quotations(source) if rule.rate(source) > 2 * rule.most else [])
+
+
+def figures(pages: Texts, source: Texts) -> Mapping[str, str]:
+    """Return all figures, by name."""
+    rates = {
+        rule.name: f"{rule.rate(pages):.1f} / {rule.rate(source):.1f}" for rule in (*RULES, YOU)
+    }
+    return rates | {"sentences with : or ;": f"{percent_with_colon(pages):.0f} %"}
+
+
+def problems(root: Path, pages: Texts, source: Texts) -> list[str]:
+    """Return a line for each limit that is not met, followed by the expressions."""
+    found = []
+    for rule in RULES:
+        quotations = exceeded(rule, pages, source)
+        if quotations:
+            found.append(f"{rule.name}: more than {rule.most} in 1,000 words")
+            found += [f"  {quotation}" for quotation in quotations]
+    if YOU.rate(pages) < FEWEST_YOU:
+        found.append(f"you: fewer than {FEWEST_YOU} in 1,000 words: address the reader")
+    if percent_with_colon(pages) > MOST_PERCENT_WITH_COLON:
+        found.append(f"more than {MOST_PERCENT_WITH_COLON} % of the sentences have : or ;")
+    lines = len((root / ROOT_PAGES[0]).read_text(encoding="utf-8").splitlines())
+    if lines > MOST_README_LINES:
+        found.append(f"{ROOT_PAGES[0]} has {lines} lines, more than {MOST_README_LINES}")
+    return found
+
+
+def main(root: Path) -> int:
+    """Print the figures and the exceeded limits, and return the exit code."""
+    pages, source = pages_of(root), source_of(root)
+    print("In 1,000 words of the pages / the source:")
+    for name, figure in figures(pages, source).items():
+        print(f"  {name}: {figure}")
+    found = problems(root, pages, source)
+    print("\n".join(found) if found else "The language is within its limits.")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).parents[1]))
