@@ -15,8 +15,9 @@ import sqlalchemy as sa
 from rate_limit import allow
 from sqlalchemy.exc import ProgrammingError
 
-from langfuse_schema import cli, migrations
+from langfuse_schema import migrations
 from langfuse_schema._runtime.options import KNOWN
+from langfuse_schema.cli import arguments
 from langfuse_schema.tables import APP_TABLES
 from langfuse_schema.verify import verify
 from tests.helpers.databases import (
@@ -54,7 +55,6 @@ ELSEWHERE = {
     "alembic downgrade -1": "run below, with its output",
     "git grep ": "run below, in a copy of the checkout",
     "unset DATABASE_URL": "the tests have no such variable",
-    "uv run": "the same as make, with uv",
     ".venv/bin/langfuse-schema dev": "run by the test of the tutorial, and by tests/embedded",
     ".venv/bin/python benchmarks/scaling.py": "run with few rows by test_benchmarks",
     ".venv/bin/python benchmarks/live.py": "takes minutes; test_benchmarks runs it in compare.py",
@@ -158,7 +158,9 @@ def test_tutorial_prints_documented_output(database: Database, tmp_path: Path) -
 def test_reference_lists_every_command_and_option() -> None:
     page = (CHECKOUT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     rows = {row.split()[1].strip("`"): row for row in page.splitlines() if row.startswith("| `")}
-    parser = cli._CommandLine().subparsers.choices
+    created = arguments.parser(dict.fromkeys(arguments.EXAMPLES_OF, print))
+    (group,) = (one for one in created._actions if isinstance(one.choices, dict))
+    parser = group.choices
     assert parser.keys() <= rows.keys()
     of_env_py = {"--help", "--tag", "--resolve-dependencies"}
     for command, options in parser.items():

@@ -28,6 +28,7 @@ from tests.helpers.databases import (
     environment,
     until,
 )
+from tests.helpers.fixes import commands, follows
 from tests.helpers.projects import Project
 
 OWN = Project()
@@ -143,6 +144,7 @@ def test_upgrade_reports_blocking_session_at_lock_deadline(database: Database) -
     migrations.upgrade(database.url)
 
 
+@follows("table-locked")
 def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Database) -> None:
     migrations.upgrade(database.url)
     with database.connect() as holder:
@@ -155,7 +157,8 @@ def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Data
         pid = holder.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
         assert finding.code == "table-locked"
         assert finding.fix == (f"SELECT pg_terminate_backend({pid});",)
-        assert database.execute(finding.fix[0]) == [(True,)]
+        (command,) = commands(finding)
+        assert database.execute(command) == [(True,)]
     migrations.downgrade(database.url, "base")
 
 
