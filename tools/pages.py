@@ -161,17 +161,17 @@ def protection(compare: dict[str, Any], scaling: dict[str, Any], text: str) -> s
 
 _ENGLISH = """\
 - **Writes continue.** With {rows} M rows in each app table, the [longest write](docs/explanation/measurements.md) takes {longest_write} ms. With the plan's SQL it takes {plan_longest_write} ms.
-- **Lock waits are short.** A step waits at most 500 ms for its locks. Then it is rolled back and retried, and waiting queries run.
+- **Lock waits are short.** If a step does not get its locks within 500 ms, it is rolled back. The waiting queries run, and the step is retried.
 - **Deploys can overlap.** If 20 processes run the upgrade at the same time, one upgrades. The others wait and exit with 0.
-- **Queries stay fast.** A user with 20 traces reads all their scores among 1 M scores in {scores} ms. With the plan's SQL it takes {plan_scores} ms.
+- **Queries stay fast.** If the table has 1 M scores, a user with 20 traces reads all their scores in {scores} ms. With the plan's SQL it takes {plan_scores} ms.
 - **Access is closed.** Supabase's advisors report 2 errors for the plan's SQL, and 0 errors for these revisions."""
 
 _JAPANESE = """\
-- **書き込みが止まりません。** アプリの各テーブルが {rows}00 万行のとき、[最も長い書き込み](docs/explanation/measurements.md)は {longest_write} ms です。計画書の SQL では {plan_longest_write} ms です。
-- **ロックを長く待たせません。** ロックを待つのは一度に最長 500 ms です。取れなければロールバックして待っていたクエリを先に通し、再試行します。
-- **デプロイが重なっても安全です。** 20 プロセスが同時に upgrade を実行しても、実際に適用するのは 1 つだけです。ほかは終わるのを待ち、終了コード 0 で終了します。
-- **クエリが遅くなりません。** トレースが 20 件のユーザーが、全体で 100 万件の中から自分のスコアをすべて読む時間は {scores} ms です。計画書の SQL では {plan_scores} ms です。
-- **権限が開いたままになりません。** Supabase のアドバイザーが報告するエラーは、計画書の SQL では 2 件、このリビジョンでは 0 件です。"""
+- **書き込みが止まりません。** アプリの各テーブルが {rows}00 万行のとき、適用中の書き込みにかかった時間は[最長](docs/explanation/measurements.md) {longest_write} ms でした。計画書の SQL では {plan_longest_write} ms でした。
+- **クエリを長く待たせません。** 500 ms 以内にロックを取得できなければ、その段階を取り消します。待っていたクエリを先に通してから、再試行します。
+- **デプロイが重なっても安全です。** 20 プロセスが同時に upgrade を実行しても、適用するのは 1 つだけです。ほかは完了を待ち、終了コード 0 で終わります。
+- **RLS のもとでも速いままです。** スコアが全体で 100 万件あるとき、トレースが 20 件のユーザーは、自分の全スコアを {scores} ms で読めます。計画書の SQL では {plan_scores} ms です。
+- **余分な権限を残しません。** Supabase のアドバイザーが報告するエラーは、計画書の SQL では 2 件、このリビジョンでは 0 件です。"""
 
 _MILLION = 1_000_000
 
