@@ -62,6 +62,8 @@ def test_command_that_writes_ends_with_its_result(database: Database, command: C
         ("upgrade head", rf"Upgraded from base to {second} {everything}"),
         ("upgrade head", rf"Already at {second} \(head\)\. Nothing to do\."),
         ("downgrade -1", rf"Downgraded from {second} to {first} \(1 revision, \d+\.\d s\)\."),
+        ("upgrade head", rf"Upgraded from {first} to {second} \(1 revision, \d+\.\d s\)\."),
+        (f"stamp {first}", rf"Recorded {first} instead of {second}\. No revision was run\."),
         ("stamp head", rf"Recorded {second} instead of {first}\. No revision was run\."),
         ("stamp head", rf"Already at {second} \(head\)\. Nothing to do\."),
         ("downgrade base", rf"Downgraded from {second} to base {everything}"),

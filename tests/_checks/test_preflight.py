@@ -263,6 +263,6 @@ def test_preflight_accepts_child_of_another_owner_if_no_column_is_added(
     database: Database,
 ) -> None:
     migrations.upgrade(database.url, CORE)
-    database.execute("CREATE TABLE kid () INHERITS (langfuse_traces)", SUPERUSER)
+    database.execute("CREATE TABLE kid () INHERITS (rate_limit_logs)", SUPERUSER)
     assert codes(database) == []
     migrations.upgrade(database.url)
