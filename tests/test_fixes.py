@@ -292,6 +292,21 @@ def of_langfuse(access: set[str]) -> set[str]:
 
 
 @pytest.mark.slow
+@follows("revision-unknown")
+def test_printed_stamp_records_one_of_several_revisions(
+    database: Database, terminal: Terminal, request: pytest.FixtureRequest
+) -> None:
+    migrations.upgrade(database.url)
+    database.execute(f"INSERT INTO {VERSION_TABLE} VALUES ('{CORE}')")
+    with pytest.raises(SchemaError) as refused:
+        migrations.upgrade(database.url)
+    (finding,) = refused.value.findings
+    terminal.follow(database, finding, values={"REVISION": HEAD})
+    assert verify(database.url) == []
+    assert access(database) == undisturbed_access(request, "head")
+
+
+@pytest.mark.slow
 @follows("another-runner")
 def test_query_finds_runner_and_ending_it_frees_lock(
     database: Database, terminal: Terminal

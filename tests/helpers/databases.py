@@ -212,9 +212,9 @@ def not_member(database: Database, role: str) -> Iterator[None]:
         database.execute(f"GRANT {role} TO postgres", SUPERUSER)
 
 
-def until(database: Database, condition: str) -> None:
-    """Wait until a query of one value finds something that is true; a minute at most."""
-    deadline = time.monotonic() + 60
+def until(database: Database, condition: str, seconds: float = 60) -> None:
+    """Wait until a query of one value finds something that is true."""
+    deadline = time.monotonic() + seconds
     with database.connect(SUPERUSER) as connection:
         while not connection.exec_driver_sql(condition).scalar():
             assert time.monotonic() < deadline, condition
