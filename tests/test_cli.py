@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from langfuse_schema import migrations
+from langfuse_schema._history.chain import VERSION_TABLE
 from langfuse_schema.cli import arguments
 from tests.helpers.databases import (
     CHECKOUT,
@@ -52,6 +53,22 @@ def test_current_prints_revision_after_upgrade_and_downgrade(
     assert command(database, "current").stdout == f"{migrations.revisions()[-2]}\n"
     assert command(database, "downgrade", "base").code == 0
     assert command(database, "current").stdout == ""
+
+
+def test_history_of_more_than_two_revisions_is_refused_without_traceback() -> None:
+    outcome = langfuse_schema(None, "history", "-r", "1:2:3")
+    assert outcome.code == 2
+    assert "write it as FROM:TO" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_downgrade_reports_tables_without_recorded_revision(database: Database) -> None:
+    migrations.upgrade(database.url)
+    database.execute(f"DELETE FROM {VERSION_TABLE}")
+    outcome = langfuse_schema(database, "downgrade", "base")
+    assert outcome.code == 1
+    assert "revision-missing" in outcome.stderr
+    assert f"langfuse-schema stamp {HEAD}" in outcome.stderr
 
 
 @both_command_lines

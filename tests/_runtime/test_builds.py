@@ -11,10 +11,12 @@ import sys
 import termios
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+import sqlalchemy as sa
 from alembic.util import CommandError
 
 from langfuse_schema import migrations
@@ -22,6 +24,7 @@ from langfuse_schema._checks import preflight
 from langfuse_schema._postgres import sessions
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema._runtime import lock_monitor
+from langfuse_schema.verify import verify
 from tests.helpers.databases import (
     BUILDING,
     CHECKOUT,
@@ -254,3 +257,26 @@ def read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # how Linux says that nobody has the other end open any more
         return b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_connection_that_ends_during_index_build_is_reported_as_lost(
+    database: Database, driver: str
+) -> None:
+    migrations.upgrade(database.url, CORE)
+    engine = sa.create_engine(database.url.set(drivername=f"postgresql+{driver}"))
+    with database.connect() as reader, ThreadPoolExecutor() as threads:
+        reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+        run = threads.submit(migrations.upgrade, engine)
+        until(database, "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index)")
+        database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
+        error = run.exception()
+        reader.exec_driver_sql("ROLLBACK")
+    engine.dispose()
+    assert isinstance(error, SchemaError)
+    (finding,) = error.findings
+    assert finding.code == "connection-lost"
+    assert "connection" in str(finding.cause)
+    migrations.upgrade(database.url)
+    assert verify(database.url) == []

@@ -120,6 +120,11 @@ def test_upgrade_continues_with_next_host(
     assert "public.langfuse_traces" in database.catalog().tables
 
 
+def test_url_with_other_number_of_ports_than_hosts_is_refused() -> None:
+    with pytest.raises(SchemaError, match="3 ports for 2 hosts"):
+        parse_url("postgresql:///db?host=h1,h2&port=1,2,3", "the URL")
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [

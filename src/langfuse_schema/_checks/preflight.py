@@ -97,7 +97,16 @@ class UpgradeChecks:
         self, connection: Connection, applied: str | None, pending: tuple[str, ...]
     ) -> list[Finding]:
         """Check the database before these revisions run."""
+        if applied is None and not pending:
+            return self._without_revision(connection)
         return check(connection, Position(self._history, applied, pending))
+
+    def _without_revision(self, connection: Connection) -> list[Finding]:
+        """Check that no table of a revision exists, if none is recorded."""
+        head = self._history.schema(self._history.head)
+        state = requirements.server_state(connection, head)
+        found = catalog.read(connection, list(head), catalog.SHAPE) if state.has_traces else {}
+        return list(conflicts.unrecorded_tables(found, self._history, ["PUBLIC", *state.api_roles]))
 
     def other(self, connection: Connection) -> list[Finding]:
         """Check that a downgrade or a stamp can write."""

@@ -97,7 +97,7 @@ def busy(connection: Connection) -> Finding:
 
 def _cause(error: BaseException) -> str:
     """Return the error of the server, and the statement that failed."""
-    cause = str(_root_cause(error)).strip()
+    cause = str(root_cause(error)).strip()
     statement = error.statement if isinstance(error, DBAPIError) else None
     # A statement inside of a block is in the CONTEXT of the error.
     if not statement or 'SQL statement "' in cause:
@@ -107,13 +107,13 @@ def _cause(error: BaseException) -> str:
 
 def sqlstate(error: BaseException) -> str:
     """Return the SQLSTATE of an error or of an error in its context; empty if there is none."""
-    cause = _root_cause(error)
+    cause = root_cause(error)
     # The attribute of psycopg2, then that of psycopg.
     return getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None) or ""
 
 
-def _root_cause(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """Return the error of the driver, from which SQLAlchemy's error can follow."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig
-    return _root_cause(error.__context__) if error.__context__ is not None else error
+    return root_cause(error.__context__) if error.__context__ is not None else error

@@ -34,11 +34,11 @@ def parse_url(url: str | URL, origin: str) -> URL:
         found = f"the placeholder {_PLACEHOLDER}"
         expected = "the password of the database, as set in the dashboard"
         raise SchemaError(finding("url-invalid", origin, found=found, expected=expected))
-    hosts: dict[str, str] = {}
+    several: dict[str, str] = {}
     if isinstance(url, str):
-        url, hosts = _without_hosts(url.strip())
+        url, several = _without_hosts(url.strip())
     try:
-        parsed = make_url(url).update_query_dict(hosts)
+        parsed = make_url(url).update_query_dict(several)
         dialect = parsed.drivername.partition("+")[0].lower()
     except (ArgumentError, ValueError):
         # The text can hold a password at an unknown place, so it is not shown.
@@ -57,6 +57,12 @@ def parse_url(url: str | URL, origin: str) -> URL:
     query = {"sslmode" if name == "ssl" else name: value for name, value in parsed.query.items()}
     known = {name: value for name, value in query.items() if _known_to_libpq(name)}
     ignored = [name for name in query if name not in known]
+    hosts, ports = (str(known.get(name, "")).split(",") for name in ("host", "port"))
+    if len(hosts) > 1 and len(ports) == 1 and ports != [""]:
+        # libpq uses one port for all hosts. SQLAlchemy does not.
+        known["port"] = ",".join(ports * len(hosts))
+    elif len(ports) > 1 and len(ports) != len(hosts):
+        raise SchemaError(_invalid(origin, f"{len(ports)} ports for {len(hosts)} hosts"))
     if ignored:
         log.info("ignored parameters that libpq does not have: %s", ", ".join(ignored))
     return parsed.set(drivername="postgresql+psycopg2", host=host, query=known)

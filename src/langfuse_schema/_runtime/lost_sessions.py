@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
+from langfuse_schema._postgres.errors import root_cause
 from langfuse_schema._postgres.findings import Finding, finding
 from langfuse_schema._postgres.urls import shown
 from langfuse_schema._runtime.watchdog import SILENT_SECONDS
@@ -57,14 +58,20 @@ class Session:
         return None
 
 
-def is_lost(error: BaseException) -> bool:
-    """Return whether an error of the driver is the end of the connection."""
-    return isinstance(error, DBAPIError) and error.connection_invalidated
+def is_lost(error: BaseException | None) -> bool:
+    """Return whether an error, or one in its context, is the end of the connection.
+
+    During an index build, Alembic's own attempt to end the block fails after it.
+    """
+    if error is None:
+        return False
+    ended = isinstance(error, DBAPIError) and error.connection_invalidated
+    return ended or is_lost(error.__context__)
 
 
 def lost(connection: Connection, error: BaseException, *, silent: bool) -> Finding:
     """Return the finding that the connection was lost, or that its server was `silent`."""
-    cause = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    cause = str(root_cause(error)).strip()
     if silent:
         cause = f"the server did not answer for {SILENT_SECONDS} s"
     return finding("connection-lost", shown(connection.engine.url), cause=cause)
