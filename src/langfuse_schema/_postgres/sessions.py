@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import event
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -88,6 +90,20 @@ def described(row: Sequence[Any]) -> str:
 def _printable(text: str | None) -> str:
     """Return a text on one line, without control characters, which a terminal would obey."""
     return " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
+
+
+@contextmanager
+def listening(
+    connection: Connection, listeners: Mapping[str, Callable[..., None]]
+) -> Iterator[None]:
+    """Listen to events of SQLAlchemy on a connection, by their names."""
+    for name, listener in listeners.items():
+        event.listen(connection, name, listener)
+    try:
+        yield
+    finally:
+        for name, listener in listeners.items():
+            event.remove(connection, name, listener)
 
 
 @contextmanager

@@ -8,14 +8,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import DDL, event
+from sqlalchemy import DDL
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import UpdateBase
 
 from langfuse_schema._postgres.errors import sqlstate
-from langfuse_schema._postgres.sessions import SCRIPT
+from langfuse_schema._postgres.sessions import SCRIPT, listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,13 +53,8 @@ class Batch:
             "commit": self._send_before_commit,
             "rollback": self._forget,
         }
-        for name, listener in listeners.items():
-            event.listen(self._connection, name, listener)
-        try:
+        with listening(self._connection, listeners):
             yield
-        finally:
-            for name, listener in listeners.items():
-                event.remove(self._connection, name, listener)
 
     def collect(self, statement: Executable) -> CursorResult[Any] | None:
         """Collect a statement. Only one that returns a number of rows is sent at once."""

@@ -12,8 +12,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import event
-
+from langfuse_schema._postgres.sessions import listening
 from langfuse_schema._runtime.settings import milliseconds
 
 if TYPE_CHECKING:
@@ -92,13 +91,10 @@ class Builds:
     def watched(self) -> Iterator[None]:
         """Watch all statements."""
         listeners = {"before_cursor_execute": self._before, "after_cursor_execute": self._after}
-        for name, listener in listeners.items():
-            event.listen(self._connection, name, listener)
         try:
-            yield
+            with listening(self._connection, listeners):
+                yield
         finally:
-            for name, listener in listeners.items():
-                event.remove(self._connection, name, listener)
             self.forget()
 
     def forget(self) -> None:
