@@ -29,6 +29,7 @@ from tests.helpers.databases import (
     POLICIES,
     Database,
     alembic,
+    drop_langfuse_objects,
     insert_example_rows,
     langfuse_schema,
     langfuse_tables,
@@ -116,7 +117,10 @@ def runnable() -> list[Any]:
 def test_documented_command_exits_0(database: Database, command: str) -> None:
     program, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     assert program == "langfuse-schema"
-    if "stamp" in arguments:
+    if arguments == ["stamp", "base"]:
+        migrations.upgrade(database.url)
+        drop_langfuse_objects(database)
+    elif "stamp" in arguments:
         database.execute(plan_sql(*PLAN_REVISIONS))
     elif "--revision" in arguments:
         migrations.upgrade(database.url, arguments[arguments.index("--revision") + 1])

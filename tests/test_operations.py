@@ -21,6 +21,7 @@ from tests.helpers.databases import (
     SUPERUSER,
     TRACE,
     Database,
+    drop_langfuse_objects,
     environment,
     insert_example_rows,
     langfuse_schema,
@@ -44,15 +45,8 @@ def record_revision(database: Database, revision: str) -> None:
     database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{revision}'")
 
 
-def reset(database: Database) -> None:
-    for table in tables.metadata.tables.keys() - {"auth.users"}:
-        database.execute(f"DROP TABLE public.{table} CASCADE")
-    for table in tables.APP_TABLES:
-        database.execute(f"ALTER TABLE public.{table} DROP {tables.LINK_COLUMN}")
-
-
 def run_the_plan_by_hand(database: Database) -> None:
-    reset(database)
+    drop_langfuse_objects(database)
     forget_the_revision(database)
     database.execute(plan_sql(*PLAN_REVISIONS))
 
@@ -61,7 +55,11 @@ UPGRADE = "langfuse-schema upgrade head"
 
 # What happened at head; a code that verify must name; what the page says to type.
 DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
-    "all tables gone": (reset, "table-missing", f"langfuse-schema stamp base && {UPGRADE}"),
+    "all tables gone": (
+        drop_langfuse_objects,
+        "table-missing",
+        f"langfuse-schema stamp base && {UPGRADE}",
+    ),
     "behind": (
         lambda database: migrations.downgrade(database.url, LINKS),
         "revision-behind",
@@ -83,7 +81,7 @@ DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
         f"langfuse-schema stamp --purge {HEAD}",
     ),
     "never migrated": (
-        lambda database: (reset(database), forget_the_revision(database)),
+        lambda database: (drop_langfuse_objects(database), forget_the_revision(database)),
         "not-migrated",
         UPGRADE,
     ),

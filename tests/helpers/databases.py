@@ -17,6 +17,7 @@ from alembic.config import Config
 
 from langfuse_schema._history.chain import History, config_file
 from langfuse_schema._postgres import catalog
+from langfuse_schema.tables import APP_TABLES, LINK_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,6 +201,13 @@ def langfuse_schema(database: Database | None, *arguments: str, **variables: str
 def plan_sql(*revisions: str) -> str:
     """The plan's own SQL of some of its files."""
     return "\n".join(next(PLAN.glob(f"{revision}_*.sql")).read_text() for revision in revisions)
+
+
+def drop_langfuse_objects(database: Database) -> None:
+    """Drop the Langfuse tables and link columns, but keep the recorded revision."""
+    database.execute(f"DROP TABLE {', '.join(langfuse_tables())} CASCADE")
+    for table in APP_TABLES:
+        database.execute(f"ALTER TABLE public.{table} DROP {LINK_COLUMN}")
 
 
 @contextmanager
