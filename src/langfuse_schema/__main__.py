@@ -19,6 +19,7 @@ def main() -> None:
         # Imports leave no garbage, and its collection takes a tenth of the time of a start.
         gc.disable()
         from langfuse_schema import cli
+        from langfuse_schema.cli import failures
 
         gc.freeze()
         gc.enable()
@@ -31,20 +32,14 @@ def main() -> None:
     except SystemExit as stop:
         code = stop.code
     except OSError as error:
-        code = _not_written(error)
+        code = failures.print_output_failed(error)
     try:
         sys.stdout.flush()
     except OSError as error:
         # Python would fail once more when it flushes the rest at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or _not_written(error)
+        code = code or failures.print_output_failed(error)
     sys.exit(code)  # type: ignore[arg-type] # as given to SystemExit
-
-
-def _not_written(error: OSError) -> int:
-    """Report a full output device, and return the exit code."""
-    sys.stderr.write(f"FAILED: could not write the output: {error}\n")
-    return 2
 
 
 _BY_SIGINT = 130

@@ -16,16 +16,15 @@ from alembic.util import CommandError
 from langfuse_schema import migrations
 from langfuse_schema._history.chain import History, config_file
 from langfuse_schema._postgres.findings import (
-    CANNOT_RUN,
     NOT_IN_RIGHT_STATE,
     Report,
-    SchemaError,
     counted,
     exit_code,
 )
 from langfuse_schema._postgres.terminal import coloured, print_findings
 from langfuse_schema._runtime.environment import configure_logging, interrupts
 from langfuse_schema.cli.arguments import parser
+from langfuse_schema.cli.failures import findings_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -38,10 +37,6 @@ _ALEMBIC_COMMANDS = (
 """The commands of Alembic that do not write revision files."""
 
 _BY_SIGNAL = 128  # plus its number, as in shells
-
-_REVISIONS = """\
-To list the revisions:    langfuse-schema history
-To read the recorded one: langfuse-schema current"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,7 +86,7 @@ def _run(config: Config, options: Namespace) -> int:
             return _BY_SIGNAL + signal.SIGPIPE
         if options.raiseerr:
             raise
-        return _failed(error, function, as_json=values.get("format") == "json")
+        return _failed(error, function.__name__, as_json=values.get("format") == "json")
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         number: int = next(iter(interrupt.args), signal.SIGINT)
@@ -99,18 +94,13 @@ def _run(config: Config, options: Namespace) -> int:
     return code or 0
 
 
-def _failed(error: Exception, function: object, *, as_json: bool) -> int:
+def _failed(error: Exception, command_name: str, *, as_json: bool) -> int:
     """Print an error, and return the exit code."""
-    if isinstance(error, SchemaError):
-        print_findings(error.findings)
-        if as_json:
-            print(Report(None, error.findings).as_json())
-        return exit_code(error.findings)
-    print("FAILED:", error, file=sys.stderr)
-    if function in _ALEMBIC_COMMANDS and isinstance(error, CommandError):
-        print(_REVISIONS, file=sys.stderr)
-        return NOT_IN_RIGHT_STATE
-    return CANNOT_RUN
+    findings = findings_of(error, command_name.strip("_"))
+    print_findings(findings)
+    if as_json:
+        print(Report(None, findings).as_json())
+    return exit_code(findings)
 
 
 def _preflight(config: Config, format: str) -> int:  # noqa: A002 - the option's name

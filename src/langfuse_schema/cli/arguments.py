@@ -70,8 +70,8 @@ EXAMPLES_OF = {
 
 _EXIT_CODES = {
     "0": "done, or nothing to do",
-    "1": "the database is not as it must be, or the revision does not exist",
-    "2": "the command could not run, such as without a URL",
+    "1": "the database is not as it must be",
+    "2": "the command could not run, such as without a URL, or the revision does not exist",
     "130, 143": "interrupted by Ctrl-C or SIGTERM",
 }
 
