@@ -162,7 +162,7 @@ def protection(compare: dict[str, Any], scaling: dict[str, Any], text: str) -> s
 _ENGLISH = """\
 - **Writes continue.** With {rows} M rows in each app table, the [longest write](docs/explanation/measurements.md) takes {longest_write} ms. With the plan's SQL it takes {plan_longest_write} ms.
 - **Lock waits are short.** If a step does not get its locks within 500 ms, it is rolled back. The waiting queries run, and the step is retried.
-- **Deploys can overlap.** If 20 processes run the upgrade at the same time, one upgrades. The others wait and exit with 0.
+- **Deploys can overlap.** If 20 processes run the upgrade at the same time, one of them applies the revisions. The others wait, find nothing to do, and exit with 0.
 - **Queries stay fast.** If the table has 1 M scores, a user with 20 traces reads all their scores in {scores} ms. With the plan's SQL it takes {plan_scores} ms.
 - **Access is closed.** Supabase's advisors report 2 errors for the plan's SQL, and 0 errors for these revisions."""
 
