@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from langfuse_schema import migrations
+from langfuse_schema.verify import verify
 from tests.helpers.databases import REVISIONS, Database, langfuse_schema
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
@@ -72,3 +73,17 @@ def test_check_lists_each_difference_in_words(database: Database) -> None:
         "add index idx_langfuse_scores_status of public.langfuse_scores",
     ):
         assert line in outcome.stderr
+
+
+@pytest.mark.slow
+def test_downgrade_without_a_table_names_verify_which_repairs_it(database: Database) -> None:
+    migrations.upgrade(database.url)
+    database.execute("DROP TABLE rate_limit_logs")
+    outcome = langfuse_schema(database, "downgrade", "base")
+    assert outcome.code == 1
+    assert "error[server-refused 42P01]" in outcome.stderr
+    assert "A table is missing. Create it again with the SQL that" in outcome.stderr
+    missing = next(one for one in verify(database.url) if one.code == "table-missing")
+    for statement in missing.fix:
+        database.execute(statement)
+    assert langfuse_schema(database, "downgrade", "base").code == 0

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 LOCK_NOT_AVAILABLE, DEADLOCK_DETECTED, QUERY_CANCELED = "55P03", "40P01", "57014"
 INSUFFICIENT_PRIVILEGE = "42501"
 
+_MISSING = "Create it again with the SQL that `langfuse-schema verify` prints."
+
 _ADVICE = {
     DEADLOCK_DETECTED: "Another session took the same locks in another order."
     " Run the same command again.",
     INSUFFICIENT_PRIVILEGE: "Grant the missing privilege, or connect as the owner of the tables.",
     "25006": "Connect to the primary server, in a session that can write.",
+    "42703": f"A column is missing. {_MISSING} Then run the same command again.",
+    "42P01": f"A table is missing. {_MISSING} Then run the same command again.",
     "2BP01": "Drop or change the dependent objects first. Then run the same command again.",
 }
 _SHOWN_CHARACTERS = 200
