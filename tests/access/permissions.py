@@ -1,7 +1,8 @@
-"""The expected permissions, written by hand: a test proves them, and the docs render them.
+"""The expected permissions, written by hand.
 
-The snapshots are generated from the revisions, so they cannot prove that a revision is right.
-An action that is not listed is refused.
+A test proves them, and docs/reference/permissions.md shows them. The snapshots are
+generated from the revisions, so they cannot prove that a revision is right. An action that is
+not listed is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ VERSION = "langfuse_migrations.alembic_version"
 
 INSERT_ALL = "INSERT with status and times"
 READ_AND_WRITE = ("SELECT", "INSERT", INSERT_ALL, "UPDATE", "DELETE")
-OWNERS_ONLY = ("TRUNCATE", "MAINTAIN")
-ACTIONS = (*READ_AND_WRITE, *OWNERS_ONLY)
+OWNER_ONLY = ("TRUNCATE", "MAINTAIN")
+ACTIONS = (*READ_AND_WRITE, *OWNER_ONLY)
 
 ROLES = {
     "anon": "`anon`, not signed in",
@@ -35,7 +36,7 @@ OWN, ALL = "own rows", "all rows"
 
 @dataclass(frozen=True)
 class Allowed:
-    """One thing that somebody may do, since one revision and until another."""
+    """A permission of a role, from one revision until another."""
 
     role: str
     table: str
@@ -44,7 +45,7 @@ class Allowed:
     since: str
     until: str | None = None
 
-    def at(self, revision: str) -> bool:
+    def applies_at(self, revision: str) -> bool:
         position = REVISIONS.index(revision)
         until = len(REVISIONS) if self.until is None else REVISIONS.index(self.until)
         return REVISIONS.index(self.since) <= position < until
@@ -69,18 +70,18 @@ ALLOWED = (
 
 
 def expected(role: str, table: str, action: str, revision: str) -> str:
-    """What comes out of an action: some rows, or 'refused'."""
+    """Return the rows that an action reaches, or 'refused'."""
     found = {
         allowed.rows
         for allowed in ALLOWED
         if (allowed.role, allowed.table, allowed.action) == (role, table, action)
-        and allowed.at(revision)
+        and allowed.applies_at(revision)
     }
     return found.pop() if found else "refused"
 
 
 def render() -> str:
-    """The tables of the page, one for each span of revisions with the same permissions."""
+    """Return the tables of the page, one for each span of revisions with the same permissions."""
     spans: dict[str, list[str]] = {}
     for revision in REVISIONS:
         spans.setdefault(rows_at(revision), []).append(revision)
@@ -94,7 +95,7 @@ def render() -> str:
 
 
 def rows_at(revision: str) -> str:
-    """The rows of one table of the page."""
+    """Return the rows of one table of the page."""
     tables = [*(table for table in LANGFUSE_TABLES if table in HISTORY.schema(revision)), VERSION]
     return "\n".join(
         f"| `{table.removeprefix('public.')}` | "
@@ -105,7 +106,7 @@ def rows_at(revision: str) -> str:
 
 
 def cell(role: str, table: str, revision: str) -> str:
-    """What a role may do with a table, in a few words."""
+    """Return the permissions of a role on a table, as one cell."""
     by_rows: dict[str, list[str]] = {}
     for action in ACTIONS:
         rows = expected(role, table, action, revision)
@@ -113,10 +114,10 @@ def cell(role: str, table: str, revision: str) -> str:
             by_rows.setdefault(rows, []).append(action)
     if not by_rows:
         return "no access"
-    return "; ".join(f"{words(actions)}: {rows}" for rows, actions in by_rows.items())
+    return "; ".join(f"{joined(actions)}: {rows}" for rows, actions in by_rows.items())
 
 
-def words(actions: list[str]) -> str:
+def joined(actions: list[str]) -> str:
     if list(ACTIONS) == actions:
         return "all privileges"
     if "INSERT" in actions and INSERT_ALL not in actions:

@@ -1,6 +1,6 @@
-"""What a question costs follows the user's own rows: seen from PostgreSQL's plans, without a clock.
+"""The cost of a query depends on the user's own rows only, by the plans of PostgreSQL.
 
-benchmarks/rls.py has the times.
+benchmarks/rls.py measures the times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FROM langfuse_traces;
 SCORES = "SELECT * FROM public.langfuse_scores"
 TRACES = "SELECT * FROM public.langfuse_traces"
 LATEST = " ORDER BY created_at DESC LIMIT 20"
-ONE = " WHERE trace_id = md5('trace1')::uuid"
+ONE_TRACE = " WHERE trace_id = md5('trace1')::uuid"
 JOINED = f"{SCORES} JOIN public.langfuse_traces USING (trace_id)"
 COUNT = "SELECT count(*) FROM public.langfuse_scores"
 INSERT = (
@@ -47,7 +47,7 @@ def filled(database: Database) -> Database:
 
 
 def plan_of(database: Database, statement: str, role: str = "authenticated") -> str:
-    """PostgreSQL's plan of a statement of user 1, or of another role."""
+    """Return PostgreSQL's plan of a statement of user 1, or of another role."""
     claims = json.dumps({"sub": "c7b83d51-6e7b-e8c7-a8a7-7c3e1c7b6b7e"})
     with database.connect("authenticator") as connection:
         connection.exec_driver_sql(f"SET ROLE {role}")
@@ -64,12 +64,23 @@ def analyze(database: Database) -> None:
 @pytest.mark.parametrize("revision", [HARDENED, "head"])
 def test_query_of_user_uses_no_sequential_scan(filled: Database, revision: str) -> None:
     analyze(filled)
-    assert "Seq Scan on langfuse_scores" in plan_of(filled, SCORES), "the plan's policy does"
+    assert "Seq Scan on langfuse_scores" in plan_of(filled, SCORES), (
+        "the plan's policy needs no sequential scan"
+    )
     migrations.upgrade(filled.url, revision)
     analyze(filled)
-    questions = (SCORES, SCORES + ONE, SCORES + LATEST, JOINED, COUNT, INSERT, TRACES, TRACES + ONE)
-    plans = {question: plan_of(filled, question) for question in questions}
-    assert {question: plan for question, plan in plans.items() if "Seq Scan" in plan} == {}
+    queries = (
+        SCORES,
+        SCORES + ONE_TRACE,
+        SCORES + LATEST,
+        JOINED,
+        COUNT,
+        INSERT,
+        TRACES,
+        TRACES + ONE_TRACE,
+    )
+    plans = {query: plan_of(filled, query) for query in queries}
+    assert {query: plan for query, plan in plans.items() if "Seq Scan" in plan} == {}
 
 
 def test_query_for_latest_traces_needs_no_sort(filled: Database) -> None:

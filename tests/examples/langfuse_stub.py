@@ -1,4 +1,4 @@
-"""A server that answers as Langfuse's API does, and keeps the scores and spans that it received."""
+"""A stub of Langfuse's API that stores the scores and spans that it receives."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ BODIES: dict[int, dict[str, Any]] = {
 
 
 class LangfuseStub:
-    """What arrived, and what to answer."""
+    """The received scores and spans, and the configured answer."""
 
     def __init__(self) -> None:
         self.received: list[dict[str, Any]] = []
-        self.kept: list[dict[str, Any]] = []
-        """Those that Langfuse has: answered with 202, or got through before the answer was lost."""
+        self.stored: list[dict[str, Any]] = []
+        """The scores that Langfuse has, including those whose answer was lost."""
         self.answer: Callable[[dict[str, Any]], int | str] = lambda _: 202
         self.spans: list[bytes] = []
-        """The bodies of OpenTelemetry exports, without compression."""
+        """The uncompressed bodies of OpenTelemetry exports."""
         self.released = threading.Event()
         self.url = ""
         self._lock = threading.Lock()
 
     def identities(self) -> set[tuple[str, str, str]]:
-        """By what Langfuse tells scores apart: id, name and UTC date of the timestamp."""
-        return {identity(score) for score in self.kept}
+        """Return the id, name and UTC date of each stored score, which identify it in Langfuse."""
+        return {identity(score) for score in self.stored}
 
-    def take(self, body: list[dict[str, Any]]) -> int | str:
+    def receive(self, body: list[dict[str, Any]]) -> int | str:
         (score,) = body
         with self._lock:
             self.received.append(score)
             answer = self.answer(score)
             if answer in (202, TIMEOUT, DROP):
-                self.kept.append(score)
+                self.stored.append(score)
         return answer
 
 
@@ -69,7 +69,7 @@ def identity(score: dict[str, Any]) -> tuple[str, str, str]:
 
 @contextmanager
 def langfuse_stub() -> Iterator[LangfuseStub]:
-    """Serve on a port of this machine until the end."""
+    """Serve a stub on a loopback port, and yield it."""
     stub = LangfuseStub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -85,7 +85,7 @@ def langfuse_stub() -> Iterator[LangfuseStub]:
                 self.reply(200, {})
                 return
             assert self.path == "/api/public/scores"
-            answer = stub.take(json.loads(content))
+            answer = stub.receive(json.loads(content))
             if answer == TIMEOUT:
                 stub.released.wait(30)
             if isinstance(answer, str):

@@ -1,4 +1,4 @@
-"""The other examples, and reading as a signed-in user through an async driver."""
+"""The examples `record_trace` and `rate_limit`, and the tables through asyncpg."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_rate_limit_counts_windows_users_and_endpoints_separately(engine: sa.Eng
         assert rate_limit.forget(connection, older_than=timedelta(days=3650)) >= 2
 
 
-async def signed_in(connection: AsyncConnection, user: str) -> None:
-    """As PostgREST does it, for the rest of the transaction."""
+async def sign_in(connection: AsyncConnection, user: str) -> None:
+    """Sign a user in for the rest of the transaction, as PostgREST does."""
     await connection.execute(sa.text("SET LOCAL ROLE authenticated"))
     claims = json.dumps({"sub": user, "role": "authenticated"})
     await connection.execute(
@@ -112,7 +112,7 @@ def test_signed_in_user_reads_and_inserts_own_rows_through_asyncpg(database: Dat
         url = database.as_user("authenticator").set(drivername="postgresql+asyncpg")
         users = create_async_engine(url, poolclass=sa.NullPool)
         async with users.connect() as connection:
-            await signed_in(connection, AOI)
+            await sign_in(connection, AOI)
             traces = (await connection.execute(sa.select(langfuse_traces))).all()
             assert [trace.user_id for trace in traces] == [UUID(AOI)]
             new = {"score_name": ScoreName.USER_FEEDBACK.value, "value": 1, "comment": "good"}

@@ -1,4 +1,4 @@
-"""The examples of apps with tests: each is copied to a folder of its own, and its tests are run."""
+"""The example apps with tests. Each runs from a copy in a temporary folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def copied(example: str, folder: Path) -> Path:
+def copy_example(example: str, folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", ".*")
     return shutil.copytree(CHECKOUT / "examples" / example, folder / example, ignore=ignored)
 
 
 @pytest.mark.parametrize("example", ["fastapi_app", "plain_app"])
 def test_tests_of_app_pass_twice_in_a_row(example: str, tmp_path: Path) -> None:
-    app = copied(example, tmp_path)
+    app = copy_example(example, tmp_path)
     for arguments in ((), ("-n", "2")):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         outcome = run(*command, cwd=app, TMPDIR=str(app.parent))
@@ -32,8 +32,8 @@ def test_tests_of_app_pass_twice_in_a_row(example: str, tmp_path: Path) -> None:
     assert [path.name for path in app.parent.iterdir() if "langfuse" in path.name] == []
 
 
-def test_own_migrations_run_before_upgrade_twice_in_a_row(tmp_path: Path) -> None:
-    app = copied("fastapi_app", tmp_path)
+def test_deploy_command_of_app_succeeds_twice_in_a_row(tmp_path: Path) -> None:
+    app = copy_example("fastapi_app", tmp_path)
     deploy = "alembic upgrade head && langfuse-schema upgrade head && langfuse-schema verify"
     for _ in range(2):
         outcome = run(

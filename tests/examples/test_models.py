@@ -1,4 +1,4 @@
-"""The ORM examples, sync and async, and SQLModel."""
+"""The ORM examples with sync sessions, async sessions and SQLModel."""
 
 from __future__ import annotations
 

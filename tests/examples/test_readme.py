@@ -1,4 +1,4 @@
-"""The example of the README, with Langfuse's own client against a stub of its server."""
+"""The example of README, with Langfuse's client and a stub of its server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_readme_example_records_trace_and_its_link(database: Database) -> None:
     assert outcome.code == 0, outcome.stderr
     message, user, trace, link = outcome.stdout.split()
     assert link == f"{stub.url}/project/{PROJECT['id']}/traces/{UUID(trace).hex}"
-    assert any(UUID(trace).bytes in spans for spans in stub.spans), "Langfuse has the same trace"
+    assert any(UUID(trace).bytes in spans for spans in stub.spans), (
+        "no span has the id of the trace"
+    )
     recorded = database.execute(
         "SELECT entity_type, entity_id::text, t.user_id::text, input, output, m.id::text"
         " FROM langfuse_traces AS t JOIN ai_coach_messages AS m"

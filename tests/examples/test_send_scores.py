@@ -1,4 +1,4 @@
-"""The sender of scores, against every answer of the API: none is lost, none counted twice."""
+"""The example `send_scores` loses no score and counts none twice, for every answer of the API."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def api(langfuse: LangfuseStub) -> LangfuseAPI:
     return LangfuseAPI(base_url=langfuse.url, username="public", password="secret")
 
 
-def queue(engine: sa.Engine, number: int) -> list[UUID]:
-    """Queue scores, all of different moments, so that their order is theirs."""
+def queue_scores(engine: sa.Engine, number: int) -> list[UUID]:
+    """Queue scores in separate transactions, so that their creation times differ."""
     ids = []
     for position in range(number):
         with engine.begin() as connection:
@@ -76,7 +76,7 @@ def run_of(engine: sa.Engine, run_id: UUID) -> sa.Row[Any]:
 def test_send_pending_sends_every_score_and_records_run(
     engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    ids = queue(engine, 5)
+    ids = queue_scores(engine, 5)
     run = run_of(engine, send_scores.send_pending(engine, api(langfuse), batch=2))
     assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in ids]
     first = langfuse.received[0]
@@ -109,7 +109,7 @@ def test_send_pending_sets_status_for_each_response_of_api(
     status: str,
     problem: str | None,
 ) -> None:
-    bad, good = (str(id_) for id_ in queue(engine, 2))
+    bad, good = (str(id_) for id_ in queue_scores(engine, 2))
     langfuse.answer = lambda score: answer if score["id"] == bad else 202
     run = run_of(engine, send_scores.send_pending(engine, api(langfuse), timeout=1))
     assert statuses(engine) == {bad: status, good: "sent!"}
@@ -121,15 +121,15 @@ def test_send_pending_sets_status_for_each_response_of_api(
         assert entry["score"] == bad
         assert entry["problem"].startswith(problem)
     langfuse.answer = lambda _: 202
-    let_pass(engine, send_scores.DELAYS[0])
+    age_runs(engine, send_scores.DELAYS[0])
     send_scores.send_pending(engine, api(langfuse))
     if status == "pending":
         assert statuses(engine)[bad] == "sent!"
-    assert len(langfuse.identities()) == len({score["id"] for score in langfuse.kept})
+    assert len(langfuse.identities()) == len({score["id"] for score in langfuse.stored})
 
 
 def errors_of(engine: sa.Engine, score: UUID) -> list[dict[str, Any]]:
-    """The recorded problems of a score, oldest first."""
+    """Return the recorded problems of a score, oldest first."""
     with engine.connect() as connection:
         rows = connection.execute(
             sa.text(
@@ -142,8 +142,8 @@ def errors_of(engine: sa.Engine, score: UUID) -> list[dict[str, Any]]:
         return [row[0] for row in rows]
 
 
-def let_pass(engine: sa.Engine, age: timedelta) -> None:
-    """Make the recorded runs older."""
+def age_runs(engine: sa.Engine, age: timedelta) -> None:
+    """Move the start times of the recorded runs into the past."""
     with engine.begin() as connection:
         connection.execute(
             sa.text("UPDATE langfuse_batch_runs SET started_at = started_at - :age"), {"age": age}
@@ -153,14 +153,14 @@ def let_pass(engine: sa.Engine, age: timedelta) -> None:
 def test_three_oldest_scores_with_http_500_delay_no_other_score(
     engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    ids = queue(engine, 20)
+    ids = queue_scores(engine, 20)
     bad = {str(id_) for id_ in ids[:3]}
     langfuse.answer = lambda score: 500 if score["id"] in bad else 202
     run = run_of(engine, send_scores.send_pending(engine, api(langfuse), batch=5))
     assert {id_ for id_, status in statuses(engine).items() if status == "pending"} == bad
     assert run.scores_sent == len(langfuse.identities()) == 17
-    # Delayed, they are not sent again in the next run, and delay nothing.
-    newer = queue(engine, 2)
+    # The next run skips the delayed scores, which do not block newer ones.
+    newer = queue_scores(engine, 2)
     langfuse.received.clear()
     send_scores.send_pending(engine, api(langfuse))
     assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in newer]
@@ -169,14 +169,16 @@ def test_three_oldest_scores_with_http_500_delay_no_other_score(
 def test_score_that_always_fails_is_marked_failed_with_reason_after_its_attempts(
     engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    bad, good = queue(engine, 2)
+    bad, good = queue_scores(engine, 2)
     langfuse.answer = lambda score: 500 if score["id"] == str(bad) else 202
     for number, delay in enumerate([*send_scores.DELAYS, timedelta()], 1):
         send_scores.send_pending(engine, api(langfuse))
         assert len(errors_of(engine, bad)) == number
         send_scores.send_pending(engine, api(langfuse))
-        assert len(errors_of(engine, bad)) == number, "the delay is not over"
-        let_pass(engine, delay)
+        assert len(errors_of(engine, bad)) == number, (
+            "the score was sent before the end of its delay"
+        )
+        age_runs(engine, delay)
     assert statuses(engine) == {str(bad): "failed", str(good): "sent!"}
     errors = errors_of(engine, bad)
     assert [error["attempt"] for error in errors] == [1, 2, 3, 4, 5]
@@ -186,31 +188,31 @@ def test_score_that_always_fails_is_marked_failed_with_reason_after_its_attempts
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [500, 401])
-def test_outage_marks_no_score_failed_and_costs_few_calls(
+def test_outage_marks_no_score_failed_and_sends_few_requests(
     engine: sa.Engine, langfuse: LangfuseStub, answer: int | str
 ) -> None:
-    queue(engine, 1)
+    queue_scores(engine, 1)
     send_scores.send_pending(engine, api(langfuse))
-    ids = queue(engine, 8)
+    ids = queue_scores(engine, 8)
     langfuse.received.clear()
     langfuse.answer = lambda _: answer
     for _ in range(send_scores.MAX_ATTEMPTS + 1):
         send_scores.send_pending(engine, api(langfuse), batch=5)
-        let_pass(engine, timedelta(hours=7))
+        age_runs(engine, timedelta(hours=7))
     assert len(langfuse.received) == 2 * (send_scores.MAX_ATTEMPTS + 1)
     assert set(statuses(engine).values()) == {"pending", "sent!"}
     langfuse.answer = lambda _: 202
     send_scores.send_pending(engine, api(langfuse))
     assert set(statuses(engine).values()) == {"sent!"}
-    assert {score["id"] for score in langfuse.kept} >= {str(id_) for id_ in ids}
+    assert {score["id"] for score in langfuse.stored} >= {str(id_) for id_ in ids}
 
 
 def test_unreachable_langfuse_marks_no_score_failed(engine: sa.Engine) -> None:
-    queue(engine, 3)
-    nowhere = LangfuseAPI(base_url="http://127.0.0.1:1", username="public", password="secret")
+    queue_scores(engine, 3)
+    unreachable = LangfuseAPI(base_url="http://127.0.0.1:1", username="public", password="secret")
     for _ in range(send_scores.MAX_ATTEMPTS + 1):
-        run = run_of(engine, send_scores.send_pending(engine, nowhere))
-        let_pass(engine, timedelta(hours=7))
+        run = run_of(engine, send_scores.send_pending(engine, unreachable))
+        age_runs(engine, timedelta(hours=7))
     assert run.completed_at is not None
     assert run.errors[0]["problem"].startswith("ConnectError")
     assert set(statuses(engine).values()) == {"pending"}
@@ -232,7 +234,7 @@ def test_backlog_counts_pending_and_failed_scores(
 ) -> None:
     with engine.connect() as connection:
         assert send_scores.backlog(connection) == send_scores.Backlog(0, None, 0)
-    bad, *_ = queue(engine, 3)
+    bad, *_ = queue_scores(engine, 3)
     langfuse.answer = lambda score: 400 if score["id"] == str(bad) else 401
     send_scores.send_pending(engine, api(langfuse))
     with engine.begin() as connection:
@@ -255,7 +257,7 @@ def test_engine_of_accepts_urls_of_supabase_and_prisma(database: Database, schem
 def test_send_pending_sends_metadata_of_any_json_type(
     engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    queue(engine, 3)
+    queue_scores(engine, 3)
     with engine.begin() as connection:
         for position, value in enumerate(['{"a": 1}', "[1, 2]", "3"]):
             connection.execute(
@@ -274,7 +276,7 @@ def test_send_pending_sends_metadata_of_any_json_type(
 
 
 def test_concurrent_jobs_send_each_score_once(engine: sa.Engine, langfuse: LangfuseStub) -> None:
-    ids = queue(engine, 60)
+    ids = queue_scores(engine, 60)
     with ThreadPoolExecutor(4) as jobs:
         for job in [
             jobs.submit(send_scores.send_pending, engine, api(langfuse), batch=3) for _ in range(4)
@@ -288,14 +290,14 @@ def test_concurrent_jobs_send_each_score_once(engine: sa.Engine, langfuse: Langf
 def test_job_skips_scores_that_another_job_claimed(
     database: Database, engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    ids = queue(engine, 5)
-    impatient = sa.create_engine(
+    ids = queue_scores(engine, 5)
+    second_engine = sa.create_engine(
         database.url, poolclass=sa.NullPool, connect_args={"options": "-c lock_timeout=2s"}
     )
     with engine.begin() as connection:
-        held = send_scores.claim(connection, 2, after=None)
-        send_scores.send_pending(impatient, api(langfuse))
-    assert [row.id for row in held] == ids[:2]
+        claimed = send_scores.claim(connection, 2, after=None)
+        send_scores.send_pending(second_engine, api(langfuse))
+    assert [row.id for row in claimed] == ids[:2]
     assert [score["id"] for score in langfuse.received] == [str(id_) for id_ in ids[2:]]
 
 
@@ -303,7 +305,7 @@ def test_job_skips_scores_that_another_job_claimed(
 def test_rerun_after_kill_loses_no_score_and_counts_none_twice(
     database: Database, engine: sa.Engine, langfuse: LangfuseStub
 ) -> None:
-    ids = {str(id_) for id_ in queue(engine, 50)}
+    ids = {str(id_) for id_ in queue_scores(engine, 50)}
     variables = environment(
         DATABASE_URL=database.text,
         LANGFUSE_BASE_URL=langfuse.url,
@@ -312,7 +314,7 @@ def test_rerun_after_kill_loses_no_score_and_counts_none_twice(
     )
     script = [sys.executable, str(CHECKOUT / "examples" / "send_scores.py")]
     for arrived in (7, 27):
-        # The answer to this one never comes, so the job is killed in the middle of a batch.
+        # The job waits for a missing answer, so the signal ends it during a batch.
         langfuse.answer = lambda _, wait=arrived: TIMEOUT if len(langfuse.received) == wait else 202
         job = subprocess.Popen(script, env=variables)
         deadline = time.monotonic() + 60
@@ -323,9 +325,9 @@ def test_rerun_after_kill_loses_no_score_and_counts_none_twice(
     langfuse.answer = lambda _: 202
     subprocess.run(script, env=variables, check=True, timeout=60)
     assert set(statuses(engine).values()) == {"sent!"}
-    assert {score["id"] for score in langfuse.kept} == ids
-    # More arrived than there are, and Langfuse counts each once.
-    assert len(langfuse.kept) > len(ids) == len(langfuse.identities())
+    assert {score["id"] for score in langfuse.stored} == ids
+    # Some scores arrived twice, and Langfuse counts each of them once.
+    assert len(langfuse.stored) > len(ids) == len(langfuse.identities())
     with engine.connect() as connection:
         unfinished, sent = connection.execute(
             sa.text(
