@@ -266,7 +266,7 @@ def migrate(database: Database, revision: str, *, down: bool) -> None:
 
 
 def expected_at(role: str, table: str, action: str, revision: str, *, down: bool) -> str:
-    """Return the expected result. At base, only the version table of an earlier upgrade can exist."""
+    """Return the expected result. At base, only the version table of an upgrade can exist."""
     if revision != "base" and table != VERSION and table not in HISTORY.schema(revision):
         return ABSENT
     if revision != "base":

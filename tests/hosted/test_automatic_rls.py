@@ -38,7 +38,7 @@ def test_run_stopped_at_each_revision_resumes_to_same_catalog(
         assert verify(hosted.url) == []
         tables = hosted.catalog().tables
         expected = second_database.catalog().tables
-        # Default privileges of the app's own tables differ between the two worlds.
+        # The default privileges of the app's tables differ between the two worlds.
         for name in langfuse_tables():
             assert tables[name] == expected[name]
         migrations.downgrade(hosted.url, "base")
@@ -53,10 +53,12 @@ def test_verify_lists_automatic_rls_as_fact(hosted: Database) -> None:
     assert "DISABLE" not in outcome.stdout
 
 
-@pytest.mark.parametrize("direction", ["upgrade", "preflight"])
-def test_recorded_revision_is_accepted(hosted: Database, direction: str) -> None:
+@pytest.mark.parametrize("command", ["upgrade", "preflight"])
+def test_command_accepts_recorded_revision_with_automatic_rls(
+    hosted: Database, command: str
+) -> None:
     migrations.upgrade(hosted.url, LINKS)
-    if direction == "preflight":
+    if command == "preflight":
         assert migrations.preflight(hosted.url).findings == ()
     else:
         migrations.upgrade(hosted.url, POLICIES)
@@ -82,7 +84,7 @@ def test_downgrade_disables_rls_and_keeps_tables_closed(hosted: Database) -> Non
         assert {grant.role for grant in found.grants} == {"postgres", "service_role"}
 
 
-def test_no_repair_disables_rls(hosted: Database) -> None:
+def test_no_fix_of_verify_disables_rls(hosted: Database) -> None:
     migrations.upgrade(hosted.url)
     for revision in REVISIONS:
         printed = "\n".join(map(str, verify(hosted.url, revision)))

@@ -1,4 +1,4 @@
-"""An autovacuum holds a lock that a run needs, and PostgreSQL cancels it for a patient waiter."""
+"""An autovacuum blocks a run until PostgreSQL cancels it, because the run waits for the lock."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.slow
 
 LOCK_TIMEOUT = 0.5
 ALLOWANCE = 0.2
-LONGEST_SECONDS = 3.0
+MAX_SECONDS = 3.0
 TRIES = 3
 
-# deadlock_timeout, after which an autovacuum is canceled, keeps its default of 1 s.
+# PostgreSQL cancels an autovacuum after deadlock_timeout, which keeps its default of 1 s.
 SETTINGS = {
     "fsync": "off",
     "autovacuum": "on",
@@ -60,11 +60,11 @@ def database(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Database
     server.close()
 
 
-def vacuum_slowly(database: Database, table: str) -> None:
-    """Wait until an autovacuum of this table runs, which takes minutes."""
+def start_slow_vacuum(database: Database, table: str) -> None:
+    """Start an autovacuum of a table that takes minutes."""
     for _ in range(TRIES):
         prepare_slow_vacuum(database, table)
-        # An autovacuum that began before can have removed the work of this one.
+        # An earlier autovacuum may have removed the dead rows already.
         with suppress(AssertionError):
             until(database, RUNNING.format(table, ""), seconds=30)
             return
@@ -72,7 +72,7 @@ def vacuum_slowly(database: Database, table: str) -> None:
 
 
 def prepare_slow_vacuum(database: Database, table: str, enabled: str = "on") -> None:
-    """Give a table work for an autovacuum, and make it slow."""
+    """Create dead rows in a table, and make its autovacuum slow."""
     database.execute(
         f"ALTER TABLE {table} SET (autovacuum_vacuum_cost_delay = 100,"
         " autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 1,"
@@ -84,7 +84,7 @@ def prepare_slow_vacuum(database: Database, table: str, enabled: str = "on") -> 
     database.execute(f"UPDATE {table} SET {column} = {column}", SUPERUSER)
 
 
-def settle(database: Database, table: str) -> None:
+def stop_vacuum(database: Database, table: str) -> None:
     """End the autovacuums of a table."""
     reset = ", ".join(
         f"autovacuum_{name}"
@@ -95,7 +95,7 @@ def settle(database: Database, table: str) -> None:
         f" WHERE relid = '{table}'::regclass"
     )
     deadline = time.monotonic() + 60
-    # PostgreSQL starts the next one within a second, which can be before ALTER TABLE has its lock.
+    # PostgreSQL can start the next autovacuum before ALTER TABLE gets its lock.
     while True:
         database.execute(cancel, SUPERUSER)
         try:
@@ -111,7 +111,7 @@ def settle(database: Database, table: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "origin", "reached", "table"),
+    ("command", "origin", "target", "table"),
     [
         ("upgrade", "base", CORE, "auth.users"),
         ("upgrade", CORE, LINKS, "public.reflections"),
@@ -121,33 +121,33 @@ def settle(database: Database, table: str) -> None:
         ("downgrade", CORE, "base", "auth.users"),
     ],
 )
-def test_run_beside_autovacuum_ends_soon_and_blocks_no_write(
-    database: Database, command: str, origin: str, reached: str, table: str
+def test_run_during_autovacuum_ends_within_limit_and_blocks_no_write(
+    database: Database, command: str, origin: str, target: str, table: str
 ) -> None:
     migrations.downgrade(database.url, "base")
     if origin != "base":
         migrations.upgrade(database.url, origin)
     run = migrations.upgrade if command == "upgrade" else migrations.downgrade
     with canaries(database) as watching:
-        vacuum_slowly(database, table)
+        start_slow_vacuum(database, table)
         for canary in watching.values():
             canary.worst = 0.0
         began = time.monotonic()
-        run(database.url, reached)
+        run(database.url, target)
         seconds = time.monotonic() - began
-    settle(database, table)
+    stop_vacuum(database, table)
     worst = max(canary.worst for canary in watching.values())
-    print(f"{command} to {reached} beside an autovacuum of {table}: {seconds:.1f} s, {worst:.3f} s")
-    assert seconds <= LONGEST_SECONDS
+    print(f"{command} to {target} during an autovacuum of {table}: {seconds:.1f} s, {worst:.3f} s")
+    assert seconds <= MAX_SECONDS
     assert worst <= LOCK_TIMEOUT + ALLOWANCE
 
 
 def test_preflight_warns_of_autovacuum_with_its_progress(database: Database) -> None:
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url, CORE)
-    vacuum_slowly(database, "public.reflections")
+    start_slow_vacuum(database, "public.reflections")
     report = migrations.preflight(database.url)
-    settle(database, "public.reflections")
+    stop_vacuum(database, "public.reflections")
     assert report.ok
     (finding,) = report.findings
     assert (finding.code, finding.severity) == ("autovacuum-running", "warning")
@@ -158,7 +158,7 @@ def test_preflight_warns_of_autovacuum_with_its_progress(database: Database) -> 
 def test_message_names_autovacuum_that_prevents_wraparound(database: Database) -> None:
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url, CORE)
-    # An autovacuum that prevents wraparound runs even where autovacuum is off.
+    # An autovacuum that prevents wraparound runs even if autovacuum is disabled.
     prepare_slow_vacuum(database, "public.reflections", "off")
     # Each subtransaction that writes uses a transaction id.
     database.execute(
@@ -177,7 +177,7 @@ def test_message_names_autovacuum_that_prevents_wraparound(database: Database) -
     assert warning.advice == "Upgrade when it has finished."
     with pytest.raises(SchemaError) as stopped:
         migrations.upgrade(database.url, LINKS, lock_deadline=3)
-    settle(database, "public.reflections")
+    stop_vacuum(database, "public.reflections")
     (finding,) = stopped.value.findings
     assert finding.object == "public.reflections"
     assert "(to prevent wraparound)" in str(finding.cause)

@@ -1,4 +1,4 @@
-"""Roles and URLs of hosted Supabase: members that do not inherit, placeholders, IPv6 only."""
+"""Roles and URLs of hosted Supabase, such as members without INHERIT and placeholders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cli_login(database: Database) -> Iterator[str]:
-    """A login role like that of the Supabase CLI: a member of postgres that does not inherit."""
+    """Yield a login role like that of the Supabase CLI, a member of postgres without INHERIT."""
     role = f"cli_login_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN NOINHERIT IN ROLE postgres", SUPERUSER)
     yield role
@@ -28,7 +28,7 @@ def cli_login(database: Database) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_refusal_of_member_that_does_not_inherit_prints_role_option(
+def test_refusal_of_member_without_inherit_prints_role_option(
     database: Database, cli_login: str, applied: bool
 ) -> None:
     if applied:
@@ -55,7 +55,7 @@ def test_options_of_url_set_the_role(database: Database, cli_login: str) -> None
     assert {table.owner for table in database.catalog().tables.values()} >= {"postgres"}
 
 
-def test_refusal_of_role_that_must_not_read_version_table_names_owner(database: Database) -> None:
+def test_refusal_of_role_without_access_to_version_table_names_owner(database: Database) -> None:
     migrations.upgrade(database.url, "+1")
     role = f"reader_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN", SUPERUSER)
@@ -71,7 +71,7 @@ def test_refusal_of_role_that_must_not_read_version_table_names_owner(database: 
 
 
 def test_fix_for_another_role_grants_no_membership(database: Database) -> None:
-    """Membership in the owner would give the role all of its privileges."""
+    # Membership in the owner would give the role all of the owner's privileges.
     role = f"app_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN", SUPERUSER)
     try:
@@ -84,7 +84,7 @@ def test_fix_for_another_role_grants_no_membership(database: Database) -> None:
     assert all(" ON " in grant for grant in grants)
 
 
-def test_unreachable_direct_host_names_session_pooler() -> None:
+def test_message_for_unreachable_direct_host_names_session_pooler() -> None:
     url = make_url(
         "postgresql+psycopg2://postgres:secret@db.abcdefghijklmnopqrst.supabase.co/postgres"
     )
@@ -96,7 +96,7 @@ def test_unreachable_direct_host_names_session_pooler() -> None:
     assert "secret" not in found
 
 
-def test_placeholder_of_dashboard_is_named() -> None:
+def test_refusal_of_url_with_placeholder_names_placeholder() -> None:
     url = "postgresql://postgres:[YOUR-PASSWORD]@db.abcdefghijklmnopqrst.supabase.co:5432/postgres"
     with pytest.raises(SchemaError, match=r"the placeholder \[YOUR-PASSWORD\]") as refused:
         parse_url(url, "DATABASE_URL")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def cli_dump(database: Database, psql: str) -> str:
-    """The schema as `supabase db dump` writes it."""
+    """Return the schema as `supabase db dump` writes it."""
     dumped = subprocess.run(
         [
             psql.replace("psql", "pg_dump"),
@@ -54,7 +54,7 @@ def cli_dump(database: Database, psql: str) -> str:
 
 
 def restore(database: Database, dump: str, psql: str) -> None:
-    """Restore it as postgres, the way a project is restored."""
+    """Restore a dump as postgres, which is the role that restores a project."""
     database.execute("DROP TABLE ai_coach_messages, encouragement_messages, reflections")
     restored = run(
         psql,
@@ -66,7 +66,7 @@ def restore(database: Database, dump: str, psql: str) -> None:
 
 
 def follow(database: Database, findings: Iterable[Finding], *, sql_first: bool) -> None:
-    """Run the printed fixes as the role that saw them, in their order or SQL first."""
+    """Run the printed fixes as postgres, in their order or SQL first."""
     commands = [command for finding in findings for command in finding.fix]
     if sql_first:
         commands.sort(key=lambda command: command.startswith("langfuse-schema "))
@@ -88,7 +88,7 @@ def follow(database: Database, findings: Iterable[Finding], *, sql_first: bool) 
     ],
 )
 @pytest.mark.parametrize("reporter", ["upgrade", "preflight", "verify"])
-def test_fixes_after_restore_end_closed_and_complete(
+def test_fixes_after_restore_complete_schema_and_deny_anon_access(
     legacy_database: Database, second_database: Database, psql: str, revision: str, reporter: str
 ) -> None:
     migrations.upgrade(second_database.url, revision)
@@ -105,7 +105,7 @@ def test_fixes_after_restore_end_closed_and_complete(
     codes = {finding.code for finding in findings}
     assert codes & {"revision-missing", "revision-behind", "plan-already-run"}
     assert ("access-differs" in codes) == (revision not in PLAN_REVISIONS or reporter == "verify")
-    # upgrade and preflight state that the SQL comes first.
+    # The messages of upgrade and preflight put the SQL first.
     follow(legacy_database, findings, sql_first=reporter != "verify")
     migrations.upgrade(legacy_database.url)
     assert verify(legacy_database.url) == []
@@ -115,7 +115,7 @@ def test_fixes_after_restore_end_closed_and_complete(
     ]
 
 
-def test_verify_prints_one_repair_for_grants_of_adopted_plan(any_world: Database) -> None:
+def test_verify_reports_grants_of_adopted_plan_in_one_finding(any_world: Database) -> None:
     any_world.execute(plan_sql(*PLAN_REVISIONS))
     migrations.stamp(any_world.url, PLAN_REVISIONS[-1])
     (finding,) = verify(any_world.url, PLAN_REVISIONS[-1])

@@ -1,4 +1,4 @@
-"""The revisions make what the plan's own SQL makes, and what `tables` and `access` declare."""
+"""The revisions create the same schema as the plan's SQL, `create_all` and `tables`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def comparable(found: Catalog, *, grants: bool = False) -> dict[str, Table]:
-    """The tables of schema public; those of the app, or all, without their grants."""
+    """Return the tables of schema public. `grants` includes the grants on the Langfuse tables."""
     return {
         name: table
         if grants and table.name not in tables.APP_TABLES
@@ -43,8 +43,8 @@ def test_revision_creates_same_schema_as_plan_sql(
     database: Database, second_database: Database, revision: str
 ) -> None:
     migrations.upgrade(database.url, revision)
-    run_by_hand = PLAN_REVISIONS[: PLAN_REVISIONS.index(revision) + 1]
-    second_database.execute(plan_sql(*run_by_hand))
+    applied = PLAN_REVISIONS[: PLAN_REVISIONS.index(revision) + 1]
+    second_database.execute(plan_sql(*applied))
     assert comparable(database.catalog()) == comparable(second_database.catalog())
 
 
@@ -82,7 +82,7 @@ def test_create_all_creates_the_schema_of_the_revision(
 
 
 def create_declared(database: Database, revision: str) -> None:
-    """Create the schema of a revision without running any."""
+    """Create the schema of a revision without running revisions."""
     with sa.create_engine(database.url, poolclass=sa.NullPool).begin() as connection:
         create_all(connection, revision)
 

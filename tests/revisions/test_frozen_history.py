@@ -1,4 +1,4 @@
-"""Revisions are history: they import nothing that changes, and each documents itself."""
+"""Each revision imports only modules that do not change, and documents its effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCRIPTS = list(ScriptDirectory.from_config(Config(config_file())).walk_revisions
 
 every_revision = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.revision)
 
-FROZEN = {"alembic", "sqlalchemy", "langfuse_schema.operations", "__future__", "typing"}
+FROZEN_MODULES = {"alembic", "sqlalchemy", "langfuse_schema.operations", "__future__", "typing"}
 
 
 def imported_modules(source: str) -> set[str]:
@@ -36,7 +36,7 @@ def test_revision_imports_frozen_modules_only(script: Script) -> None:
     imported = imported_modules(Path(script.path).read_text(encoding="utf-8"))
     package_imports = {name for name in imported if name.startswith("langfuse_schema")}
     assert package_imports <= {"langfuse_schema.operations"}
-    assert {name.partition(".")[0] for name in imported - package_imports} <= FROZEN
+    assert {name.partition(".")[0] for name in imported - package_imports} <= FROZEN_MODULES
 
 
 def test_operations_import_no_other_part_of_package() -> None:
@@ -61,7 +61,7 @@ def test_revision_file_name_begins_with_its_id(script: Script) -> None:
 
 
 def test_ids_are_14_digits_and_increase_along_the_chain() -> None:
-    """The Supabase CLI skips other names, and runs the exported files in this order."""
+    # The Supabase CLI skips other names, and runs the exported files in this order.
     ids = [script.revision for script in SCRIPTS]
     assert all(re.fullmatch(r"\d{14}", revision) for revision in ids)
     assert ids == sorted(ids)

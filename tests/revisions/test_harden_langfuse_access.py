@@ -9,14 +9,14 @@ from langfuse_schema._postgres.findings import SchemaError
 from tests.helpers.databases import HARDENED, HOT_PATHS, POLICIES, Database
 
 VIEW_TRACES = '"Users can view their own traces" ON langfuse_traces'
-SELF_MADE = "USING (auth.uid() = user_id AND entity_type <> 'reflection')"
+CUSTOM_RULE = "USING (auth.uid() = user_id AND entity_type <> 'reflection')"
 
 
 @pytest.mark.parametrize(
     ("change", "code"),
     [
         (f"DROP POLICY {VIEW_TRACES}", "policy-missing"),
-        (f"ALTER POLICY {VIEW_TRACES} {SELF_MADE}", "policy-differs"),
+        (f"ALTER POLICY {VIEW_TRACES} {CUSTOM_RULE}", "policy-differs"),
         (f"ALTER POLICY {VIEW_TRACES} TO authenticated", "policy-differs"),
     ],
 )
@@ -64,21 +64,21 @@ def test_upgrade_revokes_added_grants(database: Database) -> None:
 
 def test_upgrade_revokes_grants_passed_on_with_grant_option(database: Database) -> None:
     migrations.upgrade(database.url)
-    undisturbed = database.catalog()
+    expected = database.catalog()
     migrations.downgrade(database.url, POLICIES)
     database.execute(
         "GRANT SELECT ON langfuse_traces TO service_role WITH GRANT OPTION; SET ROLE service_role;"
         " GRANT SELECT ON langfuse_traces TO anon; RESET ROLE"
     )
     migrations.upgrade(database.url)
-    assert database.catalog() == undisturbed
+    assert database.catalog() == expected
 
 
 def test_downgrade_drops_indexes_of_interrupted_upgrade(database: Database) -> None:
     migrations.upgrade(database.url, POLICIES)
     before = database.catalog()
     migrations.upgrade(database.url, HOT_PATHS)
-    # Alembic moves the version only at the end of a revision: so stands it after an interruption.
+    # Alembic records a revision at its end, so an interrupted revision is not recorded.
     database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{HARDENED}'")
     migrations.downgrade(database.url, POLICIES)
     assert database.catalog() == before

@@ -15,7 +15,7 @@ CREATE_PENDING = (
 
 
 @pytest.mark.parametrize(
-    ("obstacle", "code"),
+    ("conflict", "code"),
     [
         (f"CREATE INDEX {PENDING} ON langfuse_scores (created_at)", "name-taken"),
         (f"CREATE INDEX {PENDING} ON reflections (created_at)", "name-taken"),
@@ -23,10 +23,10 @@ CREATE_PENDING = (
     ],
 )
 def test_upgrade_reports_other_relation_with_name_of_new_index(
-    database: Database, obstacle: str, code: str
+    database: Database, conflict: str, code: str
 ) -> None:
     migrations.upgrade(database.url, HARDENED)
-    database.execute(obstacle)
+    database.execute(conflict)
     before = database.catalog()
     with pytest.raises(SchemaError) as refused:
         migrations.upgrade(database.url)

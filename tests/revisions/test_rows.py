@@ -1,4 +1,4 @@
-"""Every CHECK, default and ON DELETE of the plan, by its effect on rows."""
+"""The effect of every default, constraint and ON DELETE of the plan on rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.databases import AOI, BEN, TRACE, Database, insert_example_ro
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOWHERE = "00000000-0000-4000-8000-000000000000"
+UNUSED_ID = "00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def connection(migrated: Database) -> Iterator[sa.Connection]:
 
 
 TRACE_ROW: dict[str, Any] = {
-    "trace_id": NOWHERE,
+    "trace_id": UNUSED_ID,
     "entity_type": EntityType.REFLECTION,
-    "entity_id": NOWHERE,
+    "entity_id": UNUSED_ID,
     "user_id": AOI,
     "input": "in",
     "output": "out",
@@ -53,7 +53,7 @@ SCORE_ROW: dict[str, Any] = {
     "score_name": ScoreName.USER_FEEDBACK,
     "value": 1,
 }
-RUN_ROW: dict[str, Any] = {"id": NOWHERE, "batch_name": "nightly", "started_at": sa.func.now()}
+RUN_ROW: dict[str, Any] = {"id": UNUSED_ID, "batch_name": "nightly", "started_at": sa.func.now()}
 LIMIT_ROW: dict[str, Any] = {"user_id": AOI, "endpoint": "/x", "window_start": sa.func.now()}
 
 ROWS = {
@@ -72,7 +72,9 @@ def insert(connection: sa.Connection, table: sa.Table, **changes: Any) -> Any:
     return connection.execute(sa.insert(table).values(values).returning(table)).one()
 
 
-def refused(connection: sa.Connection, constraint: str, table: sa.Table, **changes: Any) -> None:
+def assert_refused(
+    connection: sa.Connection, constraint: str, table: sa.Table, **changes: Any
+) -> None:
     with pytest.raises(DBAPIError) as raised:
         insert(connection, table, **changes)
     diagnostics = raised.value.orig.diag
@@ -98,7 +100,7 @@ class TestDefaults:
         assert (row.scores_created, row.scores_sent, row.completed_at) == (0, 0, None)
 
     def test_batch_run_without_id_is_refused(self, connection: sa.Connection) -> None:
-        refused(connection, "id", langfuse_batch_runs, id=sa.null())
+        assert_refused(connection, "id", langfuse_batch_runs, id=sa.null())
 
     def test_rate_limit_log_has_default_request_count_of_1(self, connection: sa.Connection) -> None:
         row = insert(connection, rate_limit_logs)
@@ -141,7 +143,7 @@ class TestChecks:
     def test_any_other_value_is_refused(
         self, connection: sa.Connection, table: sa.Table, column: str, value: object
     ) -> None:
-        refused(connection, f"{table.name}_{column}_check", table, **{column: value})
+        assert_refused(connection, f"{table.name}_{column}_check", table, **{column: value})
 
     @pytest.mark.parametrize(
         ("table", "column"),
@@ -150,12 +152,12 @@ class TestChecks:
     def test_null_in_not_null_column_is_refused(
         self, connection: sa.Connection, table: sa.Table, column: str
     ) -> None:
-        refused(connection, column, table, **{column: sa.null()})
+        assert_refused(connection, column, table, **{column: sa.null()})
 
 
 class TestKeys:
     def test_second_row_with_same_trace_id_is_refused(self, connection: sa.Connection) -> None:
-        refused(
+        assert_refused(
             connection, "langfuse_traces_trace_id_key", langfuse_traces, trace_id=TRACE.format(1)
         )
 
@@ -163,7 +165,9 @@ class TestKeys:
         self, connection: sa.Connection
     ) -> None:
         window = insert(connection, rate_limit_logs).window_start
-        refused(connection, "idx_rate_limit_logs_unique", rate_limit_logs, window_start=window)
+        assert_refused(
+            connection, "idx_rate_limit_logs_unique", rate_limit_logs, window_start=window
+        )
 
     @pytest.mark.parametrize(
         ("table", "column"),
@@ -172,7 +176,7 @@ class TestKeys:
     def test_reference_to_missing_row_is_refused(
         self, connection: sa.Connection, table: sa.Table, column: str
     ) -> None:
-        refused(connection, f"{table.name}_{column}_fkey", table, **{column: NOWHERE})
+        assert_refused(connection, f"{table.name}_{column}_fkey", table, **{column: UNUSED_ID})
 
 
 class TestDeletes:

@@ -1,4 +1,4 @@
-"""Every revision up, down and up again, empty and with rows; a downgrade leaves no trace."""
+"""Each revision upgrades, downgrades and upgrades again, with and without rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REVISIONS = migrations.revisions()
 
 
 def without_version_table(found: Catalog) -> Catalog:
-    """The one thing that a downgrade to base leaves: the empty version table in its schema."""
+    """Return a catalog without the version table, which a downgrade to base keeps."""
     tables = {
         name: table for name, table in found.tables.items() if table.schema != "langfuse_migrations"
     }
@@ -45,7 +45,7 @@ def test_each_revision_upgrades_downgrades_and_upgrades_again(
         migrations.downgrade(any_world.url, "-1")
 
 
-def test_downgrade_to_base_leaves_only_the_empty_version_table(database: Database) -> None:
+def test_downgrade_to_base_keeps_only_empty_version_table(database: Database) -> None:
     before = database.catalog()
     migrations.upgrade(database.url)
     insert_example_rows(database)
@@ -64,7 +64,7 @@ def test_downgrade_to_base_leaves_only_the_empty_version_table(database: Databas
         "ALTER TABLE reflections OWNER TO supabase_admin",
     ],
 )
-def test_downgrade_discards_nothing_of_the_app(database: Database, change: str) -> None:
+def test_downgrade_keeps_objects_of_the_app(database: Database, change: str) -> None:
     database.execute(change, SUPERUSER)
     before = database.catalog()
     migrations.upgrade(database.url, CORE)
@@ -72,7 +72,7 @@ def test_downgrade_discards_nothing_of_the_app(database: Database, change: str) 
     assert without_version_table(database.catalog()) == before
 
 
-def test_downgrade_discards_no_index_of_another_table(database: Database) -> None:
+def test_downgrade_keeps_index_of_another_table(database: Database) -> None:
     migrations.upgrade(database.url, HARDENED)
     database.execute("CREATE INDEX idx_langfuse_scores_pending ON langfuse_batch_runs (id)")
     migrations.downgrade(database.url, "-1")
@@ -80,7 +80,7 @@ def test_downgrade_discards_no_index_of_another_table(database: Database) -> Non
     assert found.index("idx_langfuse_scores_pending") is not None
 
 
-def test_downgrade_keeps_the_rows_of_the_app(database: Database) -> None:
+def test_downgrade_keeps_rows_of_the_app(database: Database) -> None:
     rows = "SELECT count(*), max(body) FROM public.{}"
     tables = ("ai_coach_messages", "encouragement_messages", "reflections")
     before = [database.execute(rows.format(table)) for table in tables]

@@ -1,4 +1,4 @@
-"""verify reports each change, and its printed fix restores the undisturbed database."""
+"""`verify` reports each change to a database, and its printed fix undoes the change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sessions:
-    """Connections that stay open, one for each role: connecting would take most of the time."""
+    """An open connection for each role. New connections would take most of the time."""
 
     database: Database
     connections: dict[str, sa.Connection]
@@ -92,15 +92,15 @@ def rebuild(sessions: Sessions) -> None:
     insert_example_rows(sessions.database)
 
 
-def problem_with(sessions: Sessions, mutation: Mutation, undisturbed: set[str]) -> str | None:
-    """Make the change, follow the fixes of verify, and compare with the undisturbed database."""
+def problem_with(sessions: Sessions, mutation: Mutation, baseline: set[str]) -> str | None:
+    """Apply a change, follow the fixes of verify, and return the first problem."""
     sessions.execute(mutation.sql, mutation.user)
     # The objects of the mutation itself have privileges until the cleanup.
-    allowed = undisturbed | sessions.access() if mutation.cleanup else undisturbed
+    allowed = baseline | sessions.access() if mutation.cleanup else baseline
     findings = sessions.verify()
     found = {finding.object for finding in findings}
     if found != mutation.objects:
-        return f"found {sorted(found)}, changed {sorted(mutation.objects)}"
+        return f"found {sorted(found)}, expected {sorted(mutation.objects)}"
     if mutation.undo == REBUILD:
         return REBUILD
     if mutation.undo:
@@ -109,31 +109,35 @@ def problem_with(sessions: Sessions, mutation: Mutation, undisturbed: set[str]) 
         follow(sessions, findings)
     access = sessions.access()
     if access - allowed:
-        return f"opened by the fixes: {sorted(access - allowed)}"
+        return f"access added by the fixes: {sorted(access - allowed)}"
     if mutation.cleanup:
         sessions.execute(mutation.cleanup, SUPERUSER)
         access = sessions.access()
-    if access != undisturbed:
-        return f"different access after the fixes: {sorted(access ^ undisturbed)}"
-    left = sessions.verify()
-    return f"left after the fixes: {[str(finding) for finding in left]}" if left else None
+    if access != baseline:
+        return f"different access after the fixes: {sorted(access ^ baseline)}"
+    remaining = sessions.verify()
+    return (
+        f"findings after the fixes: {[str(finding) for finding in remaining]}"
+        if remaining
+        else None
+    )
 
 
 def try_every_mutation(database: Database) -> tuple[int, int]:
-    """Make every change, one after the other; count the changes, and those that were undone."""
+    """Apply every change, and return the number of changes and of repaired changes."""
     with open_sessions(database) as sessions:
         rebuild(sessions)
         ((number,),) = database.execute("SHOW server_version_num")
         mutations = [one for one in MUTATIONS if one.since <= int(number) // 10000]
-        problems, undisturbed = [], sessions.access()
+        problems, baseline = [], sessions.access()
         for mutation in mutations:
             try:
-                problem = problem_with(sessions, mutation, undisturbed)
-            except Exception as error:  # noqa: BLE001 - every mutation is to be tried
+                problem = problem_with(sessions, mutation, baseline)
+            except Exception as error:  # noqa: BLE001 - a failure must not skip the other mutations
                 problem = repr(error)
             if problem:
                 rebuild(sessions)
-                undisturbed = sessions.access()
+                baseline = sessions.access()
             if problem and problem != REBUILD:
                 problems.append(f"{mutation.sql}\n  {problem}")
     assert not problems, "\n".join(problems)
@@ -176,8 +180,8 @@ def test_verify_reports_every_mutation_with_fix_that_repairs_it(
 ) -> None:
     number, repaired = try_every_mutation(database)
     assert number >= 80
-    record_property("mutations of a database found by verify", number)
-    record_property("of them undone by the printed fix", repaired)
+    record_property("mutations reported by verify", number)
+    record_property("mutations repaired by the printed fix", repaired)
 
 
 def test_verify_and_preflight_report_nothing_in_healthy_database_of_an_app(

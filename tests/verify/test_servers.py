@@ -38,7 +38,7 @@ PLAIN = """
 
 @pytest.fixture
 def folder(scratch: Path) -> Iterator[Path]:
-    """A folder that the server's account can reach, and that is gone afterwards."""
+    """Yield a folder that the server's account can reach, and delete it after the test."""
     path = Path(tempfile.mkdtemp(dir=scratch))
     path.chmod(0o755)
     yield path
@@ -78,7 +78,7 @@ def test_verify_reports_exactly_the_mutations_on_each_postgresql_version(
             assert verify(by_hand.url) == []
 
         number, _ = try_every_mutation(supabase_database(server, "mutated", "restricted"))
-        record_property(f"mutations found on PostgreSQL {version}", number)
+        record_property(f"mutations reported by verify on PostgreSQL {version}", number)
 
 
 def test_verify_on_standby_reports_index_dropped_on_primary(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_verify_on_standby_reports_index_dropped_on_primary(folder: Path) -> Non
 
 
 def copy_server(primary: embedded.Server, directory: Path) -> None:
-    """Make a standby of a server, as its own account, which PostgreSQL insists on."""
+    """Create a standby of a server. PostgreSQL requires that the server's account owns it."""
     account = folders.server_account()
     folders.create_directory(directory, account)
     data = directory / "data"

@@ -1,4 +1,4 @@
-"""`verify`: of a database as it should be, of one that stands elsewhere, and for whom it works."""
+"""`verify`: its findings, its output and the privileges that it needs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_verify_json_has_stable_fields(
     assert facts["other_grants"] == ["public.langfuse_batch_runs: authenticator"]
     assert facts["api_roles"] == ["anon", "authenticated", "service_role"]
     assert {check["ok"] for check in facts["checks"]} == {True}
-    record_property("ms to read a database (a fact of verify)", facts["elapsed_milliseconds"])
+    record_property("ms to read a database (fact of verify)", facts["elapsed_milliseconds"])
 
     database.execute("ALTER TABLE langfuse_traces DISABLE ROW LEVEL SECURITY")
     outcome = langfuse_schema(database, "verify", "--format", "json")
@@ -167,21 +167,21 @@ def test_verify_reports_column_order_as_fact(database: Database, change: str) ->
     assert {check["ok"] for check in facts["checks"]} == {True}
 
 
-def test_verify_ticks_no_line_that_was_not_compared(database: Database) -> None:
-    checks = ticks(database)
+def test_verify_ticks_no_line_without_comparison(database: Database) -> None:
+    checks = checklist_marks(database)
     assert set(checks.values()) == {"[ ]", "[-]"}
     assert checks["one owner"] == checks["grants are right"] == "[-]"
 
     migrations.upgrade(database.url)
     database.execute(f"UPDATE {VERSION} SET version_num = '20991231000001'")
     database.execute("DROP TABLE rate_limit_logs")
-    checks = ticks(database)
+    checks = checklist_marks(database)
     assert checks.pop("revision") == "[ ]"
     assert set(checks.values()) == {"[-]"}
 
 
-def ticks(database: Database) -> dict[str, str]:
-    """The mark of each line of the checklist by its title."""
+def checklist_marks(database: Database) -> dict[str, str]:
+    """Return the mark of each line of the checklist by its title."""
     lines = langfuse_schema(database, "verify", "--verbose").stdout.splitlines()
     return {line[4:].partition(" … ")[0]: line[:3] for line in lines if line.startswith("[")}
 
@@ -208,7 +208,7 @@ def test_verify_before_first_upgrade_prints_one_line(database: Database, downgra
 
 
 def report_text(database: Database, *, verbose: bool = False) -> str:
-    """The text that the command prints."""
+    """Return the text that the command prints."""
     target = Target.of(database.url)
     return as_text(report(target, HISTORY, "head", verbose=verbose))
 
@@ -264,7 +264,7 @@ def test_verify_reports_recorded_revision_ahead_of_requested_one(database: Datab
 
 
 def test_verify_skips_tables_at_unknown_revision(database: Database) -> None:
-    """A newer release has made them: our remedies would undo it."""
+    # The fixes would undo the changes of a newer release.
     migrations.upgrade(database.url)
     database.execute(f"UPDATE {VERSION} SET version_num = '20991231000001'")
     database.execute("DROP INDEX idx_langfuse_traces_entity")
