@@ -1,4 +1,4 @@
-"""The benchmarks still run, and what they compare us with does what we do. No speed is asserted."""
+"""The benchmarks run, and their bare project creates the same schema. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BENCHMARKS = CHECKOUT / "benchmarks"
 
 
 def benchmark(name: str, *arguments: str) -> str:
-    """Run a benchmark with success; what it printed."""
+    """Run a benchmark that must succeed, and return its output."""
     outcome = run(sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments)
     assert outcome.code == 0, outcome.stderr
     return outcome.stdout
@@ -28,15 +28,15 @@ def test_bare_project_creates_same_schema_as_revisions(
     database: Database, second_database: Database, tmp_path: Path
 ) -> None:
     write = "import sys, pathlib, bare; print(bare.make(pathlib.Path(sys.argv[1])))"
-    made = run(sys.executable, "-c", write, str(tmp_path), PYTHONPATH=str(BENCHMARKS))
-    assert made.code == 0, made.stderr
+    written = run(sys.executable, "-c", write, str(tmp_path), PYTHONPATH=str(BENCHMARKS))
+    assert written.code == 0, written.stderr
     upgraded = run(
-        *(sys.executable, "-m", "alembic", "-c", made.stdout.strip(), "upgrade", "head"),
+        *(sys.executable, "-m", "alembic", "-c", written.stdout.strip(), "upgrade", "head"),
         DATABASE_URL=database.text,
     )
     assert upgraded.code == 0, upgraded.stderr
     migrations.upgrade(second_database.url)
-    bare, ours = (
+    bare, packaged = (
         {
             name: table
             for name, table in found.catalog().tables.items()
@@ -44,7 +44,7 @@ def test_bare_project_creates_same_schema_as_revisions(
         }
         for found in (database, second_database)
     )
-    assert bare == ours
+    assert bare == packaged
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_compare_benchmark_prints_and_writes_figures(scratch: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_compare_benchmark_exits_1_when_limit_is_missed(scratch: Path) -> None:
-    """So few rows that no index is worth its reading, which the limits of rls.py expect."""
+    # PostgreSQL does not use an index for so few rows, although a limit of rls.py expects it.
     outcome = run(
         *(sys.executable, str(BENCHMARKS / "compare.py"), "--parts", "rls"),
         *("--traces", "2000", "--seconds", "0.01", "--directory", str(scratch)),
@@ -75,7 +75,7 @@ def test_compare_benchmark_exits_1_when_limit_is_missed(scratch: Path) -> None:
 
 
 def measure_growth(scratch: Path, file: Path) -> str:
-    """Run scaling.py with few rows."""
+    """Run scaling.py with few rows, and return its output."""
     return benchmark(
         "scaling",
         *("--rows", "2000", "4000", "--seconds", "0.01"),
@@ -113,6 +113,6 @@ def test_plot_benchmark_draws_identical_pictures_from_same_figures(
 
 @pytest.mark.slow
 def test_public_history_leaves_same_database_with_six_runners(scratch: Path) -> None:
-    """The other history is too large to be installed here."""
+    # The other history is too large for a test.
     printed = benchmark("histories", "--only", "optuna", "--directory", str(scratch))
     assert printed.count("6 runners") == printed.count("one ran the revisions") == 3

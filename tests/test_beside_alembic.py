@@ -1,4 +1,4 @@
-"""Beside the app's own Alembic: from the built wheel, in a scratch app with its own revisions."""
+"""The built wheel in an app that has Alembic revisions too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 MODELS = '''
-"""The app's tables: one of them carries the link to a trace."""
+"""The app's tables. Three of them have a link to a trace."""
 import sqlalchemy as sa
 
 from langfuse_schema import copy_tables, langfuse_trace_id_column
@@ -45,7 +45,7 @@ sa.Table("streaks", metadata, sa.Column("id", sa.Uuid, primary_key=True))
 '''
 
 ORM_MODELS = '''
-"""The app's classes: one mixin links the three tables."""
+"""The app's classes. One mixin links the three tables."""
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -127,7 +127,7 @@ config.set_main_option("sqlalchemy.url", os.environ["DATABASE_URL"].replace("%",
 """
 
 DEPLOY = '''
-"""One program that brings both histories to head, and back."""
+"""Upgrade both histories to head, or downgrade both to base."""
 import logging
 import os
 import sys
@@ -156,7 +156,7 @@ else:
 
 @dataclass(frozen=True)
 class App:
-    """A folder with an Alembic of its own, and a Python that has our wheel."""
+    """The folder of an app with Alembic, the installed wheel, and a database."""
 
     folder: Path
     wheel: Path
@@ -168,31 +168,31 @@ class App:
             *arguments,
             cwd=self.folder,
             DATABASE_URL=self.database.text,
-            # Before the editable install of this checkout.
+            # PYTHONPATH has precedence over the editable install of this checkout.
             PYTHONPATH=f"{self.wheel}:{self.folder}",
         )
 
     def alembic(self, *arguments: str) -> None:
-        self.succeeds("-m", "alembic", *arguments)
+        self.run_successfully("-m", "alembic", *arguments)
 
     def langfuse_schema(self, *arguments: str) -> None:
-        self.succeeds("-m", "langfuse_schema", *arguments)
+        self.run_successfully("-m", "langfuse_schema", *arguments)
 
     def heads(self) -> tuple[str, str]:
-        """The recorded revisions of the app and of langfuse-schema."""
+        """Return the recorded revisions of the app and of langfuse-schema."""
         tables = ("public.alembic_version", "langfuse_migrations.alembic_version")
         queries = [f"SELECT min(version_num) FROM {table}" for table in tables]
         (app,), (langfuse,) = (self.database.execute(query)[0] for query in queries)
         return app, langfuse
 
-    def succeeds(self, *arguments: str) -> None:
+    def run_successfully(self, *arguments: str) -> None:
         outcome = self.python(*arguments)
         assert outcome.code == 0, outcome.stdout + outcome.stderr
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built and unpacked as pip does it."""
+    """Build the wheel, install it with pip into a folder, and return the folder."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(CHECKOUT)]
@@ -203,23 +203,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def documented(page: str) -> str:
-    """The first program in docs/how-to/app-alembic.md for this file of an app."""
+def documented_program(page: str) -> str:
+    """Return the first program in docs/how-to/app-alembic.md for this file of an app."""
     text = (CHECKOUT / "docs" / "how-to" / "app-alembic.md").read_text(encoding="utf-8")
     return re.findall(rf"^```python\n# {page}\n(.*?)```", text, re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.fixture
 def empty_app(database: Database, tmp_path: Path, wheel: Path) -> App:
-    """An app with classes and no revision, on a database without tables of the app."""
+    """Return an app with classes and no revision, on a database without tables of the app."""
     database.execute(
         "DROP TABLE public.ai_coach_messages, public.encouragement_messages, public.reflections"
     )
     app = App(tmp_path, wheel, database)
     app.alembic("init", "migrations")
     env = tmp_path / "migrations" / "env.py"
-    # What an app adds to the env.py that `alembic init` writes.
-    imports, call = documented("migrations/env.py").split("\n\n")
+    # The page lists the lines that an app adds to the env.py of `alembic init`.
+    imports, call = documented_program("migrations/env.py").split("\n\n")
     configure = "context.configure(\n    connection=connection, target_metadata=target_metadata\n)"
     text = env.read_text()
     for before, after in (
@@ -236,7 +236,7 @@ def empty_app(database: Database, tmp_path: Path, wheel: Path) -> App:
 
 @pytest.fixture
 def app(empty_app: App) -> App:
-    """An app with tables and revisions."""
+    """Return an app with tables and revisions."""
     (empty_app.folder / "models.py").write_text(MODELS)
     (empty_app.folder / "deploy.py").write_text(DEPLOY)
     for name, content in REVISIONS.items():
@@ -262,8 +262,8 @@ def test_app_and_package_upgrade_and_downgrade_in_one_deploy_step(app: App) -> N
 
     app.langfuse_schema("downgrade", "base")
     app.alembic("downgrade", "base")
-    left = app.database.catalog().tables.keys() - before.tables.keys()
-    assert left == {"public.alembic_version", "langfuse_migrations.alembic_version"}
+    remaining = app.database.catalog().tables.keys() - before.tables.keys()
+    assert remaining == {"public.alembic_version", "langfuse_migrations.alembic_version"}
 
 
 def test_later_revision_of_app_upgrades_after_langfuse_tables(app: App) -> None:
@@ -289,7 +289,7 @@ def test_autogenerate_of_app_omits_langfuse_tables(app: App) -> None:
 
 def test_python_program_upgrades_and_downgrades_both_histories(app: App) -> None:
     for direction in ("up", "up", "down", "up"):
-        app.succeeds("deploy.py", direction)
+        app.run_successfully("deploy.py", direction)
     assert verify(app.database.url) == []
 
 
@@ -312,7 +312,7 @@ def test_app_with_models_and_package_upgrade_alternately_on_empty_database(empty
         app.langfuse_schema("downgrade", "base")
         app.alembic("check")
     app.langfuse_schema("upgrade", "head")
-    # In the other order too.
+    # The app can also downgrade first.
     app.alembic("downgrade", "base")
     app.langfuse_schema("downgrade", "base")
 
@@ -321,7 +321,7 @@ def test_documented_revision_of_app_runs_both_histories(empty_app: App) -> None:
     app = empty_app
     app.alembic("revision", "--autogenerate", "--rev-id", "a1", "-m", "first")
     page = "migrations/versions/a2_langfuse.py"
-    (app.folder / page).write_text(documented(page))
+    (app.folder / page).write_text(documented_program(page))
     app.alembic("upgrade", "head")
     assert app.heads() == ("a2", HEAD)
     assert verify(app.database.url) == []
@@ -343,7 +343,7 @@ def test_upgrade_in_env_py_leaves_both_histories_at_head(app: App, *, first: boo
         create = "CREATE TABLE {} (id uuid PRIMARY KEY, body text NOT NULL)"
         for table in ("ai_coach_messages", "encouragement_messages", "reflections"):
             app.database.execute(create.format(table))
-        app.succeeds("-m", "alembic", "stamp", "a1")
+        app.run_successfully("-m", "alembic", "stamp", "a1")
     app.alembic("upgrade", "head")
     assert app.heads() == ("a2", HEAD)
     assert verify(app.database.url) == []

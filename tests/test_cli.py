@@ -1,4 +1,4 @@
-"""The commands do what an Alembic user expects; those that read write nothing."""
+"""The commands behave like the commands of Alembic, and read-only commands write nothing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 HEAD = migrations.revisions()[-1]
 
-MOST_NAMES = 24
-"""The columns of an argument's names. The description of longer names is on the next line."""
+MAX_NAME_COLUMNS = 24
+"""The width for the names of an argument. The description of longer names is on the next line."""
 
 both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schema])
 
@@ -74,16 +74,16 @@ def test_downgrade_reports_tables_without_recorded_revision(database: Database) 
 @both_command_lines
 def test_command_that_writes_ends_with_its_result(database: Database, command: Command) -> None:
     first, second = REVISIONS[-2:]
-    everything = rf"\({len(REVISIONS)} revisions, \d+\.\d s\)\."
+    all_revisions = rf"\({len(REVISIONS)} revisions, \d+\.\d s\)\."
     for given, result in (
-        ("upgrade head", rf"Upgraded from base to {second} {everything}"),
+        ("upgrade head", rf"Upgraded from base to {second} {all_revisions}"),
         ("upgrade head", rf"Already at {second} \(head\)\. Nothing to do\."),
         ("downgrade -1", rf"Downgraded from {second} to {first} \(1 revision, \d+\.\d s\)\."),
         ("upgrade head", rf"Upgraded from {first} to {second} \(1 revision, \d+\.\d s\)\."),
         (f"stamp {first}", rf"Recorded {first} instead of {second}\. No revision was run\."),
         ("stamp head", rf"Recorded {second} instead of {first}\. No revision was run\."),
         ("stamp head", rf"Already at {second} \(head\)\. Nothing to do\."),
-        ("downgrade base", rf"Downgraded from {second} to base {everything}"),
+        ("downgrade base", rf"Downgraded from {second} to base {all_revisions}"),
         ("downgrade base", r"Already at base\. Nothing to do\."),
         ("current", r"No revision is recorded\."),
     ):
@@ -241,7 +241,7 @@ class TestCommandLine:
             assert f"\n  langfuse-schema {example}\n" in shown
             given = shlex.split(example.replace("REVISION", POLICIES))
             if name == "dev":
-                continue  # run by test_embedded
+                continue  # tests/embedded runs it
             if name in ("check", "downgrade", "verify"):
                 revision = POLICIES if POLICIES in given else "head"
                 migrations.downgrade(database.url, "base")
@@ -265,7 +265,9 @@ class TestCommandLine:
         # Without a description, the next line is another argument.
         lines = [line for line in described.splitlines() if re.match(r"  (-|[A-Z{])", line)]
         assert lines
-        assert all(re.search(r"\S  +\w", line) for line in lines if len(line) < MOST_NAMES), lines
+        assert all(re.search(r"\S  +\w", line) for line in lines if len(line) < MAX_NAME_COLUMNS), (
+            lines
+        )
 
     @pytest.mark.parametrize(
         ("given", "nearest"),
@@ -301,7 +303,7 @@ class TestCommandLine:
 
     @pytest.mark.skipif(
         not str(CHECKOUT).isascii(),
-        reason="Python does not start in the C locale if an editable install has such a path",
+        reason="Python does not start in the C locale if an editable install has a non-ASCII path",
     )
     def test_history_and_help_exit_0_under_c_locale(self) -> None:
         c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -1,4 +1,4 @@
-"""`create_all`: the schema of today in one call, for the test suites of apps."""
+"""`create_all` creates the current schema in one call, for the tests of apps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def differing(database: Database) -> set[str]:
+def difference_codes(database: Database) -> set[str]:
     return {finding.code for finding in verify(database.url)}
 
 
@@ -36,7 +36,7 @@ def test_create_all_equals_upgrade_and_second_call_changes_nothing(any_world: Da
         connection.exec_driver_sql("SET search_path TO auth, public")
         create_all(connection)
         assert connection.exec_driver_sql("SHOW search_path").scalar() == "auth, public"
-    assert differing(any_world) == {"version-table-missing"}
+    assert difference_codes(any_world) == {"version-table-missing"}
     before = any_world.catalog()
     with engine.begin() as connection:
         create_all(connection)
@@ -46,7 +46,7 @@ def test_create_all_equals_upgrade_and_second_call_changes_nothing(any_world: Da
 
 
 def app_metadata() -> sa.MetaData:
-    """The MetaData of an app that copies the tables and links one of its own."""
+    """Return the MetaData of an app that copies the tables and has a linked table."""
     app = sa.MetaData()
     copy_tables(app)
     key = sa.Column("id", sa.Uuid, primary_key=True)
@@ -54,7 +54,7 @@ def app_metadata() -> sa.MetaData:
     return app
 
 
-@pytest.mark.parametrize("declared", [lambda: metadata, app_metadata], ids=["own", "copied"])
+@pytest.mark.parametrize("declared", [lambda: metadata, app_metadata], ids=["declared", "copied"])
 @pytest.mark.parametrize("autocommit", [False, True], ids=["transaction", "autocommit"])
 def test_metadata_create_all_denies_anon_access_to_every_table(
     any_world: Database, declared: Callable[[], sa.MetaData], autocommit: bool
@@ -65,7 +65,9 @@ def test_metadata_create_all_denies_anon_access_to_every_table(
         engine = engine.execution_options(isolation_level="AUTOCOMMIT")
     declared().create_all(engine)
     differences = {
-        d.code for d in verify(any_world.url) if "langfuse_" in d.object.partition(":")[0]
+        finding.code
+        for finding in verify(any_world.url)
+        if "langfuse_" in finding.object.partition(":")[0]
     }
     assert not {code for code in differences if code.startswith(("grant", "policy", "row"))}
     for table in langfuse_tables():
@@ -74,7 +76,7 @@ def test_metadata_create_all_denies_anon_access_to_every_table(
     if declared is app_metadata:
         with engine.begin() as connection:
             create_all(connection)
-        assert differing(any_world) == {"version-table-missing"}
+        assert difference_codes(any_world) == {"version-table-missing"}
 
 
 def test_metadata_create_all_without_auth_uid_fails_and_denies_anon_access(
@@ -97,10 +99,10 @@ def test_metadata_create_all_refuses_another_schema(legacy_database: Database) -
     with pytest.raises(InvalidRequestError, match="must be in schema public"):
         app.create_all(engine)
     translated = engine.execution_options(schema_translate_map={None: "app"})
-    elsewhere = sa.create_engine(
+    other_search_path = sa.create_engine(
         legacy_database.url, poolclass=sa.NullPool, connect_args={"options": "-csearch_path=app"}
     )
-    for moved in (translated, elsewhere):
+    for moved in (translated, other_search_path):
         with pytest.raises(InvalidRequestError, match="must be in schema public"):
             metadata.create_all(moved)
     assert not [name for name in legacy_database.catalog().tables if name.startswith("app.")]
@@ -118,7 +120,7 @@ def test_metadata_create_all_links_tables_of_mixin(database: Database, *, copied
         table.to_metadata(app)
     database.execute("DROP TABLE ai_coach_messages, encouragement_messages, reflections")
     app.create_all(sa.create_engine(database.url, poolclass=sa.NullPool))
-    assert differing(database) == {"version-table-missing"}
+    assert difference_codes(database) == {"version-table-missing"}
 
 
 def test_metadata_create_all_through_asyncpg_denies_anon_access(legacy_database: Database) -> None:

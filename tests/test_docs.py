@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(CHECKOUT.glob("docs/**/*.md"))]
 
-ELSEWHERE = {
+EXCEPTIONS = {
     ". .venv/bin/activate": "the tests run in an environment",
     ".venv/bin/pip install": "needed for the figures of a release only",
     ".venv/bin/pre-commit install": "writes into .git; test_project_files runs the hook",
@@ -73,7 +73,7 @@ ELSEWHERE = {
     "supabase db reset": "needs Docker; test_supabase_cli runs the files without it",
     "supabase migration ": "run by test_supabase_cli",
 }
-"""Commands that another test runs, or none for the given reason, by the beginning of the line."""
+"""The beginnings of commands that do not run here, with another test or a reason."""
 
 PLACEHOLDERS = {"COMMAND": "upgrade", "REVISION": HEAD}
 
@@ -104,16 +104,16 @@ def commands() -> dict[str, str]:
     }
 
 
-def runnable() -> list[Any]:
+def runnable_commands() -> list[Any]:
     return [
         pytest.param(command, id=f"{page}: {command}")
         for command, page in commands().items()
-        if not command.startswith(tuple(ELSEWHERE))
+        if not command.startswith(tuple(EXCEPTIONS))
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", runnable())
+@pytest.mark.parametrize("command", runnable_commands())
 def test_documented_command_exits_0(database: Database, command: str) -> None:
     program, *arguments = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)]
     assert program == "langfuse-schema"
@@ -130,14 +130,14 @@ def test_documented_command_exits_0(database: Database, command: str) -> None:
     assert outcome.code == 0, outcome.stderr
 
 
-@pytest.mark.parametrize("beginning", ELSEWHERE)
-def test_exception_is_documented_command(beginning: str) -> None:
+@pytest.mark.parametrize("beginning", EXCEPTIONS)
+def test_exception_begins_a_documented_command(beginning: str) -> None:
     assert any(command.startswith(beginning) for command in commands())
 
 
 @pytest.mark.slow
 def test_tutorial_prints_documented_output(database: Database, tmp_path: Path) -> None:
-    """The commands run on a test database, which `dev` would pass to them as DATABASE_URL."""
+    # Without the test, `dev` passes an embedded database to the commands as DATABASE_URL.
     page = (CHECKOUT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     names = iter(re.findall(r"[Ss]ave (?:it|this program) as `(\w+\.py)`", page))
     programs = {"langfuse-schema": ["-m", "langfuse_schema"], "python": []}
@@ -183,7 +183,7 @@ def test_adopted_plan_upgrades_to_head_and_passes_check(database: Database) -> N
 
 
 def runs_elsewhere(program: str) -> bool:
-    """Return whether test_beside_alembic runs the program in an app, or test_readme with a stub."""
+    """Return whether test_beside_alembic or test_readme runs the program."""
     return any(part in program for part in ("from alembic", "# migrations/", "from langfuse "))
 
 
@@ -334,7 +334,7 @@ def test_documented_sql_deletes_old_counters(database: Database) -> None:
 
 
 def test_first_revision_needs_no_app_table(database: Database) -> None:
-    """docs/how-to/other-names.md recommends it for an app with other tables."""
+    # docs/how-to/other-names.md recommends this revision for an app with other tables.
     database.execute(f"DROP TABLE {', '.join(APP_TABLES)}")
     migrations.upgrade(database.url, CORE)
     assert verify(database.url, CORE) == []

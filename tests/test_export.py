@@ -1,4 +1,4 @@
-"""`export`: SQL files for the Supabase CLI; what the CLI makes of them is in test_supabase_cli."""
+"""`export` writes SQL files for the Supabase CLI, which test_supabase_cli runs with the CLI."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_export_after_revision_writes_later_files_only(
 
 
 def rollback(content: str) -> str:
-    """What the comment says to undo a file with."""
+    """Return the rollback SQL in the comment of a file."""
     _, _, commented = content.partition("-- Rollback:\n--\n")
     lines = []
     for line in commented.splitlines():
@@ -60,7 +60,7 @@ def rollback(content: str) -> str:
 
 
 def run_as_one_transaction(database: Database, sql: str) -> None:
-    """As the SQL Editor does: a string of many statements is one implicit transaction."""
+    """Run all statements in one implicit transaction, as the SQL Editor does."""
     database.execute(sql)
 
 
@@ -76,7 +76,7 @@ def test_export_builds_indexes_online_by_default(
         built_online = "CREATE INDEX CONCURRENTLY IF NOT EXISTS" in content
         revision = path.name.partition("_")[0]
         assert built_online == (not HISTORY.is_one_transaction(revision))
-        # Twice, as after an interrupted run.
+        # After an interruption, the user runs the same file again.
         for _ in range(2 if built_online else 1):
             outcome = run(psql, "-v", "ON_ERROR_STOP=1", "-q", "-f", str(path), url)
             assert outcome.code == 0, outcome.stderr

@@ -1,4 +1,4 @@
-"""Each printed fix removes its problem, run by the role that saw it, and opens no access."""
+"""Each printed fix removes its problem, and opens no access."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ def terminal(server: TestServer, tmp_path: Path) -> Terminal:
 
 
 @pytest.fixture
-def undisturbed(request: pytest.FixtureRequest, case: Case) -> set[str]:
-    return undisturbed_access(request, case.target)
+def baseline(request: pytest.FixtureRequest, case: Case) -> set[str]:
+    return baseline_access(request, case.target)
 
 
-def undisturbed_access(request: pytest.FixtureRequest, revision: str) -> set[str]:
-    """The effective access at a revision."""
-    if revision not in _UNDISTURBED:
+def baseline_access(request: pytest.FixtureRequest, revision: str) -> set[str]:
+    """Return the effective access in a new database at a revision."""
+    if revision not in _BASELINES:
         other: Database = request.getfixturevalue("second_database")
         migrations.upgrade(other.url, revision)
-        _UNDISTURBED[revision] = access(other)
-    return _UNDISTURBED[revision]
+        _BASELINES[revision] = access(other)
+    return _BASELINES[revision]
 
 
-_UNDISTURBED: dict[str, set[str]] = {}
+_BASELINES: dict[str, set[str]] = {}
 
 
 def access(database: Database) -> set[str]:
@@ -83,8 +83,8 @@ def access(database: Database) -> set[str]:
         return effective_access(superuser)
 
 
-def renamed(access: set[str]) -> set[str]:
-    """The access with the former names of the objects, which keep their privileges."""
+def with_former_names(access: set[str]) -> set[str]:
+    """Return the access with the former names of renamed objects."""
     return {one.replace("_before", "") for one in access}
 
 
@@ -93,15 +93,16 @@ class Case:
     """A problem with a fix.
 
     Attributes:
-        code: of the finding.
-        change: statements that cause the problem, run by `by`.
-        at: the revision of the database before.
-        command: reports the problem, and is run again.
+        code: the code of the finding.
+        change: the statements that cause the problem.
+        at: the revision of the database before the change.
+        command: the command that reports the problem.
+        by: the role that runs the change.
         target: the revision that `verify` compares with.
         user: the role that runs the fix, if the advice does not name it.
-        values: of placeholders of the fix.
-        then: what the user does before the next upgrade, by the advice of other findings.
-        legacy: whether the database opens new tables to the API roles by default.
+        values: the values for the placeholders of the fix.
+        then: the statements before the next upgrade, from the advice of other findings.
+        legacy: whether the API roles have privileges on new tables by default.
     """
 
     code: str
@@ -130,7 +131,7 @@ class Case:
 
 VERSION = "langfuse_migrations.alembic_version"
 TRACES = "public.langfuse_traces"
-FORGOTTEN = "DROP SCHEMA langfuse_migrations CASCADE"
+DROP_VERSION_TABLE = "DROP SCHEMA langfuse_migrations CASCADE"
 OWN_TRACES = "Users can view their own traces"
 ALL_TABLES = ", ".join(langfuse_tables())
 LINK = "reflections_langfuse_trace_id_fkey"
@@ -143,11 +144,11 @@ MOVE_BACK = "; ".join(
 )
 
 
-def taken(change: str, at: str | None = None, then: str = "") -> Case:
+def name_taken(change: str, at: str | None = None, then: str = "") -> Case:
     return Case("name-taken", change, at, by="postgres", then=then)
 
 
-def recorded(revisions: str) -> str:
+def record_sql(revisions: str) -> str:
     return f"DELETE FROM {VERSION}; INSERT INTO {VERSION} VALUES {revisions}"
 
 
@@ -180,20 +181,20 @@ DATABASE_CASES = (
         " CREATE SCHEMA langfuse_migrations AUTHORIZATION postgres",
         then=MOVE_BACK,
     ),
-    taken("CREATE TABLE public.langfuse_scores (id bigint)"),
-    taken("CREATE VIEW public.rate_limit_logs AS SELECT 1 AS one"),
-    taken("CREATE MATERIALIZED VIEW public.rate_limit_logs AS SELECT 1 AS one"),
-    taken("CREATE SEQUENCE public.rate_limit_logs"),
-    taken("CREATE TYPE public.rate_limit_logs AS ENUM ('a')"),
-    taken("CREATE DOMAIN public.rate_limit_logs AS text"),
-    taken("CREATE INDEX idx_langfuse_scores_status ON public.reflections (body)"),
-    taken("CREATE INDEX idx_reflections_langfuse_trace_id ON public.reflections (body)"),
-    taken("ALTER TABLE public.reflections ADD langfuse_trace_id text"),
-    taken(
+    name_taken("CREATE TABLE public.langfuse_scores (id bigint)"),
+    name_taken("CREATE VIEW public.rate_limit_logs AS SELECT 1 AS one"),
+    name_taken("CREATE MATERIALIZED VIEW public.rate_limit_logs AS SELECT 1 AS one"),
+    name_taken("CREATE SEQUENCE public.rate_limit_logs"),
+    name_taken("CREATE TYPE public.rate_limit_logs AS ENUM ('a')"),
+    name_taken("CREATE DOMAIN public.rate_limit_logs AS text"),
+    name_taken("CREATE INDEX idx_langfuse_scores_status ON public.reflections (body)"),
+    name_taken("CREATE INDEX idx_reflections_langfuse_trace_id ON public.reflections (body)"),
+    name_taken("ALTER TABLE public.reflections ADD langfuse_trace_id text"),
+    name_taken(
         f"ALTER TABLE public.reflections ADD other uuid, ADD CONSTRAINT {LINK}"
         " FOREIGN KEY (other) REFERENCES auth.users (id)"
     ),
-    taken(f'CREATE POLICY "{OWN_TRACES}" ON {TRACES} USING (true)', LINKS),
+    name_taken(f'CREATE POLICY "{OWN_TRACES}" ON {TRACES} USING (true)', LINKS),
     Case(
         "constraint-missing",
         "ALTER TABLE public.reflections ADD langfuse_trace_id uuid",
@@ -208,11 +209,15 @@ DATABASE_CASES = (
         plan_sql(*PLAN_REVISIONS).replace("'failed'", "'failed', 'lost'"),
         by="postgres",
     ),
-    Case("revision-missing", FORGOTTEN, HEAD),
-    Case("revision-missing", f"{FORGOTTEN}; DROP INDEX public.idx_langfuse_traces_entity", HEAD),
-    Case("revision-missing", f"{FORGOTTEN}; DROP TABLE public.langfuse_scores", HEAD),
-    Case("revision-behind", recorded(f"('{POLICIES}')"), HEAD),
-    Case("revision-unknown", recorded(f"('{POLICIES}'), ('x')"), HEAD, values={"REVISION": HEAD}),
+    Case("revision-missing", DROP_VERSION_TABLE, HEAD),
+    Case(
+        "revision-missing",
+        f"{DROP_VERSION_TABLE}; DROP INDEX public.idx_langfuse_traces_entity",
+        HEAD,
+    ),
+    Case("revision-missing", f"{DROP_VERSION_TABLE}; DROP TABLE public.langfuse_scores", HEAD),
+    Case("revision-behind", record_sql(f"('{POLICIES}')"), HEAD),
+    Case("revision-unknown", record_sql(f"('{POLICIES}'), ('x')"), HEAD, values={"REVISION": HEAD}),
     Case("revision-without-tables", f"DROP TABLE {ALL_TABLES} CASCADE", HEAD),
     Case("revision-without-tables", f"DROP TABLE {ALL_TABLES}", CORE),
     Case("revision-without-tables", "DROP TABLE public.rate_limit_logs", HEAD),
@@ -226,7 +231,7 @@ DATABASE_CASES = (
     Case("not-migrated", "SELECT 1", None, "verify"),
     Case("revision-behind", "SELECT 1", CORE, "verify"),
     Case("revision-ahead", "SELECT 1", HEAD, "verify", target=POLICIES),
-    Case("version-table-missing", FORGOTTEN, CORE, "verify"),
+    Case("version-table-missing", DROP_VERSION_TABLE, CORE, "verify"),
     Case("version-table-missing", plan_sql(*PLAN_REVISIONS), None, "verify", by="postgres"),
     Case("access-differs", plan_sql(*PLAN_REVISIONS), None, "verify", by="postgres"),
     Case("access-differs", plan_sql(*PLAN_REVISIONS), None, "verify", by="postgres", legacy=True),
@@ -250,10 +255,10 @@ DECLARED.update(case.code for case in DATABASE_CASES)
     "case", DATABASE_CASES, ids=[f"{case.code} {n}" for n, case in enumerate(DATABASE_CASES)]
 )
 def test_fix_removes_problem_and_opens_no_access(
-    request: pytest.FixtureRequest, terminal: Terminal, undisturbed: set[str], case: Case
+    request: pytest.FixtureRequest, terminal: Terminal, baseline: set[str], case: Case
 ) -> None:
     database = request.getfixturevalue("legacy_database" if case.legacy else "database")
-    allowed = set(undisturbed)
+    allowed = set(baseline)
     if case.at:
         migrations.upgrade(database.url, case.at)
         allowed |= access(database)
@@ -263,17 +268,17 @@ def test_fix_removes_problem_and_opens_no_access(
     problems = {one.object for one in findings if one.code == case.code and one.fix}
     assert problems
     follow(terminal, database, findings, case)
-    assert renamed(access(database)) - allowed == set()
-    again = case.findings(database)
-    assert not problems & {one.object for one in again if one.code == case.code}
-    # Other findings have a fix, too, or an advice.
-    follow(terminal, database, again, case)
+    assert with_former_names(access(database)) - allowed == set()
+    remaining = case.findings(database)
+    assert not problems & {one.object for one in remaining if one.code == case.code}
+    # Other findings have a fix or an advice.
+    follow(terminal, database, remaining, case)
     if case.then:
         database.execute(case.then, SUPERUSER)
     if case.target == "head":
         migrations.upgrade(database.url)
     assert verify(database.url, case.target) == []
-    assert of_langfuse(access(database)) == of_langfuse(undisturbed)
+    assert of_langfuse(access(database)) == of_langfuse(baseline)
 
 
 def follow(terminal: Terminal, database: Database, findings: Sequence[Finding], case: Case) -> None:
@@ -303,12 +308,12 @@ def test_printed_stamp_records_one_of_several_revisions(
     (finding,) = refused.value.findings
     terminal.follow(database, finding, values={"REVISION": HEAD})
     assert verify(database.url) == []
-    assert access(database) == undisturbed_access(request, "head")
+    assert access(database) == baseline_access(request, "head")
 
 
 @pytest.mark.slow
 @follows("another-runner")
-def test_query_finds_runner_and_ending_it_frees_lock(
+def test_printed_query_finds_runner_that_blocks_upgrade(
     database: Database, terminal: Terminal
 ) -> None:
     migrations.upgrade(database.url, CORE)
@@ -326,7 +331,7 @@ def test_query_finds_runner_and_ending_it_frees_lock(
 
 @pytest.mark.slow
 @follows("database-busy")
-def test_session_that_blocks_reading_is_ended_by_printed_statement(
+def test_printed_statement_ends_session_that_blocks_verify(
     database: Database, terminal: Terminal
 ) -> None:
     migrations.upgrade(database.url, CORE)
@@ -347,14 +352,14 @@ def test_exported_option_sets_role_of_member(
     role = f"login_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN NOINHERIT IN ROLE postgres", SUPERUSER)
     try:
-        allowed = access(database) | undisturbed_access(request, "head")
+        allowed = access(database) | baseline_access(request, "head")
         url = database.as_user(role)
         with pytest.raises(SchemaError) as refused:
             migrations.upgrade(url)
         (finding,) = refused.value.findings
         variables = {"DATABASE_URL": url.render_as_string(hide_password=False)}
-        again = terminal.type(*commands(finding), "langfuse-schema upgrade head", **variables)
-        assert again.code == 0, again.stderr
+        second_run = terminal.type(*commands(finding), "langfuse-schema upgrade head", **variables)
+        assert second_run.code == 0, second_run.stderr
         assert verify(database.url) == []
         assert access(database) - allowed == set()
     finally:
@@ -364,14 +369,14 @@ def test_exported_option_sets_role_of_member(
 @pytest.mark.slow
 @follows("server-unreachable")
 def test_exported_url_of_session_pooler_connects(database: Database, terminal: Terminal) -> None:
-    """The test server, over a socket, takes the place of Supabase's pooler."""
+    # The test server takes the place of Supabase's pooler.
     project = "abcdefghijklmnopqrst"
-    role, place = f"postgres.{project}", "aws-0-REGION.pooler.supabase.com:5432/postgres"
+    role, pooler = f"postgres.{project}", "aws-0-REGION.pooler.supabase.com:5432/postgres"
     url = sa.make_url(f"postgresql://postgres:secret@db.{project}.supabase.co/postgres")
     finding = connection_finding(url, OperationalError("", {}, Exception("unknown host")))
     socket, port = (str(database.url.query[name]) for name in ("host", "port"))
     real = f"{quote(socket, safe='')}:{port}/{database.url.database}"
-    (command,) = (filled(line, {place: real}) for line in commands(finding))
+    (command,) = (filled(line, {pooler: real}) for line in commands(finding))
     database.execute(f'CREATE ROLE "{role}" LOGIN', SUPERUSER)
     try:
         outcome = terminal.type(command, "langfuse-schema current")
@@ -401,8 +406,6 @@ def test_export_writes_files_with_printed_option(terminal: Terminal, option: str
     of_plan = [revision in PLAN_REVISIONS for revision in REVISIONS]
     assert kept == (of_plan if option == "--after" else [False] * len(written))
 
-
-# The declarations are complete
 
 _DYNAMIC = {
     f"{aspect}-{how}" for aspect in get_args(Aspect) for how in ("missing", "differs", "unexpected")
@@ -439,14 +442,14 @@ def codes_of(call: ast.Call, function: ast.FunctionDef) -> set[str]:
 
 
 def literal_codes(tree: ast.AST) -> set[str]:
-    """Return the codes in a part of the source; `revision-{}` is both of the position."""
+    """Return the codes in a part of the source. `revision-` is in both codes of the position."""
     texts = {str(one.value) for one in ast.walk(tree) if isinstance(one, ast.Constant)}
     if "revision-" in texts:
         texts |= {"revision-behind", "revision-ahead"}
     return texts & catalogue().keys()
 
 
-def test_fix_of_each_code_is_followed_by_a_test() -> None:
+def test_each_code_with_fix_has_a_test_that_follows_it() -> None:
     for path in (CHECKOUT / "tests").rglob("test_*.py"):
         if "@follows(" in path.read_text(encoding="utf-8"):
             name = path.relative_to(CHECKOUT).with_suffix("")

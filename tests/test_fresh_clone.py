@@ -1,4 +1,4 @@
-"""The README's two commands as a new user types them: a fresh clone, Python and make."""
+"""The two commands of README in a fresh clone, with only Python and make."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SYSTEM_PYTHON = "/usr/bin/python3"
-"""One that any user may run; the tests' own may lie in somebody's closed home."""
+"""A Python that every user can run. The Python of the tests can be in a closed home."""
 
-FAST_TESTS_OF_A_CLONE = "tests/revisions tests/embedded tests/test_cli.py"
+CLONE_TESTS = "tests/revisions tests/embedded tests/test_cli.py"
 
 
 class NewUser:
-    """Somebody with an empty home, which is closed to others, and a clone in it."""
+    """A user with a new home that other users cannot read, and a clone in it."""
 
     def __init__(self, account: str, home: Path) -> None:
         self.account = pwd.getpwnam(account)
         self.clone = home / "my projects 私の" / "langfuse-schema"
         self.home = home
-        # Other tests have databases of other checkouts at the same time.
+        # Other tests use databases of other checkouts at the same time.
         self.shared = Path(tempfile.mkdtemp(dir=os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]))
         self.shared.chmod(0o755)
         copy_checkout(self.clone)
@@ -43,7 +43,7 @@ class NewUser:
         home.chmod(0o700)
 
     def make(self, *arguments: str, **variables: str) -> str:
-        """Run make, and return what it printed."""
+        """Run make, and return its output."""
         ended = subprocess.run(
             ["make", f"PYTHON={SYSTEM_PYTHON}", *arguments],
             cwd=self.clone,
@@ -72,7 +72,7 @@ class NewUser:
         self.make("clean")
 
     def processes(self) -> list[str]:
-        """The command lines of processes that work in the home."""
+        """Return the command lines of processes that contain the path of the home."""
         running = subprocess.run(
             ["ps", "-eo", "args"], capture_output=True, text=True, check=True
         ).stdout
@@ -80,7 +80,7 @@ class NewUser:
 
 
 def listed_files() -> list[str]:
-    """The files of the checkout that git does not ignore."""
+    """Return the files of the checkout that git does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=CHECKOUT, capture_output=True, text=True, check=True,
@@ -115,20 +115,20 @@ def test_demo_then_tests_pass_for_root_in_closed_home(home: Path) -> None:
     user = NewUser("root", home)
     printed = user.make("demo", DATABASE_URL="postgresql://nobody@127.0.0.1:1/elsewhere")
     assert_demo(printed)
-    # The README's output ends with that of a downgrade and an upgrade, which test_docs runs.
+    # test_docs runs the downgrade and the upgrade at the end of README's output.
     shown = block("README.md", "INFO ").text.partition("(head)\n")
     assert Block("text", shown[0] + shown[1]).is_printed_by(printed)
     began = time.monotonic()
     assert_demo(user.make("demo"))
-    print(f"the demo again, with everything installed: {time.monotonic() - began:.1f} s")
-    printed = user.make("test", f"TESTS={FAST_TESTS_OF_A_CLONE}")
+    print(f"the second demo, with all packages installed: {time.monotonic() - began:.1f} s")
+    printed = user.make("test", f"TESTS={CLONE_TESTS}")
     assert " passed" in printed
     assert user.processes() == []
     user.clean()
 
 
 @needs_root
-def test_moved_checkout_works_and_keeps_its_database(home: Path) -> None:
+def test_demo_in_moved_checkout_keeps_database(home: Path) -> None:
     user = NewUser("root", home)
     assert "Collecting" in user.make("demo")
     moved = user.clone.with_name("moved")

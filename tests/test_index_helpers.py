@@ -48,8 +48,8 @@ def downgrade():
     operations.drop_index_online({name!r}, schema="Shop")
 """
 
-# The arguments of create_index_online, and the definition in the words of PostgreSQL.
-BUILT = {
+# The arguments of create_index_online, and the definition that PostgreSQL prints.
+DEFINITIONS = {
     "expression in another spelling": (
         "'lower_email', 'Orders', ['lower(email)', '\"Total\" DESC']",
         'btree (lower(email::text), "Total" DESC)',
@@ -73,15 +73,15 @@ BUILT = {
 }
 
 
-RUNNER, WITHOUT = (
+WITH_RUNNER, WITHOUT_RUNNER = (
     pytest.param(CALL, id="runner"),
     pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
 )
 
 
-@pytest.fixture(params=[RUNNER, WITHOUT])
+@pytest.fixture(params=[WITH_RUNNER, WITHOUT_RUNNER])
 def create(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str], Project]:
-    """Create a project whose revision b builds an index."""
+    """Return a function that creates a project whose revision b builds an index."""
 
     def run(arguments: str, name: str) -> Project:
         indexes = INDEXES.format(arguments=arguments, name=name)
@@ -91,7 +91,7 @@ def create(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, str
 
 
 def index(database: Database, name: str) -> tuple[int, bool, str] | None:
-    """The oid, the validity and the definition of an index."""
+    """Return the oid, the validity and the definition of an index."""
     found = database.execute(
         "SELECT c.oid, i.indisvalid, pg_get_indexdef(c.oid, 0, true) FROM pg_class AS c"
         f" LEFT JOIN pg_index AS i ON i.indexrelid = c.oid WHERE c.relname = '{name}'"
@@ -100,12 +100,12 @@ def index(database: Database, name: str) -> tuple[int, bool, str] | None:
 
 
 def run_again(database: Database, project: Project) -> None:
-    """Run revision b as if its end had not been recorded."""
+    """Run revision b again, without the record of its first run."""
     database.execute("UPDATE alembic_version SET version_num = 'a'")
     project.go(database, "b")
 
 
-@pytest.mark.parametrize(("arguments", "definition"), BUILT.values(), ids=BUILT)
+@pytest.mark.parametrize(("arguments", "definition"), DEFINITIONS.values(), ids=DEFINITIONS)
 def test_index_is_built_kept_rebuilt_and_dropped(
     database: Database, create: Callable[[str, str], Project], arguments: str, definition: str
 ) -> None:
@@ -117,7 +117,7 @@ def test_index_is_built_kept_rebuilt_and_dropped(
     assert built[1:] == (True, built[2])
     assert built[2].endswith(f'ON "Shop"."Orders" USING {definition}')
     run_again(database, project)
-    assert index(database, name) == built, "a valid index of the same definition is kept"
+    assert index(database, name) == built, "a valid index with the same definition was replaced"
     database.execute(
         f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = {built[0]}", SUPERUSER
     )
@@ -133,7 +133,7 @@ def test_index_is_built_kept_rebuilt_and_dropped(
     project.go(database, "a", downgrade=True)
 
 
-OTHERS = {
+CONFLICTS = {
     "other column": 'CREATE INDEX "By Id" ON "Shop"."Orders" ("Total")',
     "unique": 'CREATE UNIQUE INDEX "By Id" ON "Shop"."Orders" (id)',
     "other table": 'CREATE TABLE "Shop".t (id int); CREATE INDEX "By Id" ON "Shop".t (id)',
@@ -142,13 +142,13 @@ OTHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_other_object_with_the_name_is_refused_until_renamed(
-    database: Database, create: Callable[[str, str], Project], other: str
+@pytest.mark.parametrize("conflict", CONFLICTS.values(), ids=CONFLICTS)
+def test_object_with_name_of_index_is_refused_until_renamed(
+    database: Database, create: Callable[[str, str], Project], conflict: str
 ) -> None:
     project = create("'By Id', 'Orders', ['id']", "By Id")
     project.go(database, "a")
-    database.execute(other)
+    database.execute(conflict)
     before = index(database, "By Id")
     with pytest.raises(CommandError, match="another object has this name") as refused:
         project.go(database, "b")

@@ -22,7 +22,7 @@ SCHEMA = json.loads((CHECKOUT / "docs" / "reference" / "output.schema.json").rea
 
 
 def strict(schema: Any) -> Any:
-    """Return the schema without room for fields that it does not describe."""
+    """Return a schema that refuses the fields that it does not describe."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -43,7 +43,7 @@ def check(printed: str, definition: str) -> dict[str, Any]:
     return output
 
 
-def verified(database: Database) -> str:
+def verify_as_json(database: Database) -> str:
     return verify.report(Target.of(database.url), History.packaged(), "head").as_json()
 
 
@@ -75,7 +75,7 @@ def test_schema_is_valid() -> None:
 def test_output_is_valid_under_schema(database: Database, state: str) -> None:
     STATES[state](database)
     check(migrations.preflight(database.url).as_json(), "preflight")
-    output = check(verified(database), "verify")
+    output = check(verify_as_json(database), "verify")
     assert output["ok"] == (state == "head")
     assert bool(output["findings"]) == (state != "head")
 
@@ -90,7 +90,7 @@ def test_output_without_database_is_valid_under_schema(command: str) -> None:
 
 def test_output_with_undocumented_field_is_refused(database: Database) -> None:
     migrations.upgrade(database.url, POLICIES)
-    output = json.loads(verified(database)) | {"extra": True}
+    output = json.loads(verify_as_json(database)) | {"extra": True}
     with pytest.raises(Exception, match="'extra' was unexpected"):
         check(json.dumps(output), "verify")
 

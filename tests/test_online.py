@@ -1,4 +1,4 @@
-"""Any Alembic environment: what it may contain, and what the runner keeps of it."""
+"""The runner in any Alembic environment, with its options, connections and revisions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def revision(name: str, below: str | tuple[str, ...] | None, up: str, down: str 
 
 
 def table(name: str, below: str | tuple[str, ...] | None = None) -> str:
-    """A revision that creates a table of its name, and one row that counts its runs."""
+    """Return a revision that creates a table with the name of the revision."""
     return revision(
         name,
         below,
@@ -74,7 +74,7 @@ every_driver = pytest.mark.parametrize(
 
 @pytest.fixture
 def create(tmp_path: Path) -> Callable[..., Project]:
-    """Create a project of `alembic init` with revisions by name."""
+    """Return a function that creates a project of `alembic init` with revisions by name."""
 
     def run(options: str = "target_metadata=target_metadata", **revisions: str) -> Project:
         return projects.create(tmp_path, call(options), **revisions)
@@ -91,7 +91,7 @@ def tables(database: Database, *names: str) -> set[str]:
     return {name for name in names if f"public.{name}" in database.catalog().tables}
 
 
-def assert_no_lock_is_left(database: Database) -> None:
+def assert_no_advisory_lock(database: Database) -> None:
     query = (
         "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
         " WHERE l.locktype = 'advisory' AND d.datname = current_database()"
@@ -118,7 +118,7 @@ def test_history_with_branches_runs_in_both_directions(
     command.stamp(project.config(database), "m")
     project.go(database, "base", downgrade=True)
     assert (recorded(database), tables(database, *names)) == ([], set())
-    assert_no_lock_is_left(database)
+    assert_no_advisory_lock(database)
 
 
 FAILS_ONCE = """
@@ -193,14 +193,14 @@ def test_runner_lock_belongs_to_version_table(
     database: Database, create: Callable[..., Project]
 ) -> None:
     project = create(QUICK, a=table("a"))
-    others = [
+    other_locks = [
         RunnerLock.of(VERSION_TABLE.schema, VERSION_TABLE.name),
         RunnerLock.of("other", "alembic_version"),
         RunnerLock.of("public", "other"),
     ]
-    assert len({lock.key for lock in (*others, project.lock)}) == len(others) + 1
+    assert len({lock.key for lock in (*other_locks, project.lock)}) == len(other_locks) + 1
     with database.connect() as other:
-        for lock in others:
+        for lock in other_locks:
             assert lock.try_twice(other)
         project.go(database, "head")
     with database.connect() as other:
@@ -208,7 +208,6 @@ def test_runner_lock_belongs_to_version_table(
         migrations.upgrade(database.url, lock_deadline=0.1)
         with pytest.raises(SchemaError, match="another-runner") as refused:
             project.go(database, "base", downgrade=True)
-        # The printed query finds the holder.
         (query,) = refused.value.findings[0].fix
         (holder,) = database.execute(query)
         assert holder[0] == other.exec_driver_sql("SELECT pg_backend_pid()").scalar()
@@ -250,8 +249,8 @@ def test_retried_revision_runs_its_python_code_again(
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
     assert stdout.count("code of b") >= 2
-    assert recorded(database) == ["b"], "a relative target does not overshoot"
-    # The env.py of `alembic init` disables loggers that exist, and shows warnings only.
+    assert recorded(database) == ["b"], "the retry passed its relative target"
+    # The env.py of `alembic init` disables existing loggers, and prints only warnings.
     assert "public.a is locked; retrying for 600 s. Blocked by pid" in stderr
     assert stderr.count("Running upgrade a -> b") == 1
 
@@ -277,7 +276,9 @@ def test_run_stops_at_lock_deadline_and_keeps_completed_revisions(
     assert (finding.code, finding.object) == ("table-locked", "public.a")
     assert "payroll" in str(finding.cause)
     assert finding.state == "the database is at b; completed steps are kept"
-    assert capsys.readouterr().out.count("computed") > 1, "computing is no waiting"
+    assert capsys.readouterr().out.count("computed") > 1, (
+        "the deadline included the time of the computation"
+    )
     project.go(database, "head")
     assert recorded(database) == ["c"]
 
@@ -288,7 +289,7 @@ COMPUTES = "op.execute('CREATE TABLE a (id int)'); time.sleep(1); op.execute('SE
 
 @pytest.fixture
 def limited_role(database: Database) -> Any:
-    """A role whose sessions end when a transaction is idle."""
+    """Yield the database for a role whose sessions end if a transaction is idle."""
     role = f"limited_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN IN ROLE postgres", SUPERUSER)
     database.execute(LIMITED.format(role=role), SUPERUSER)
@@ -298,15 +299,15 @@ def limited_role(database: Database) -> Any:
 
 
 @every_driver
-def test_idle_limit_of_role_ends_run_unless_it_has_another(
+def test_idle_limit_of_role_ends_run_without_longer_limit(
     limited_role: Database, tmp_path: Path, driver: str
 ) -> None:
     database = Database(limited_role.url.set(drivername=f"postgresql+{driver}"))
-    kept, longer = tmp_path / "kept", tmp_path / "longer"
-    kept.mkdir()
+    default, longer = tmp_path / "default", tmp_path / "longer"
+    default.mkdir()
     longer.mkdir()
     with pytest.raises(SchemaError) as stopped:
-        projects.create(kept, call(""), a=revision("a", None, COMPUTES)).go(database, "head")
+        projects.create(default, call(""), a=revision("a", None, COMPUTES)).go(database, "head")
     (finding,) = stopped.value.findings
     assert finding.code == "session-timed-out"
     advised = re.findall(r"\w+=\d+", str(finding.advice))
@@ -336,7 +337,7 @@ def test_idle_limit_below_pause_does_not_end_run(
 
 
 @pytest.mark.slow
-def test_data_migration_computes_for_30_seconds_between_statements(
+def test_data_migration_with_pause_of_30_seconds_runs_once(
     database: Database, create: Callable[..., Project]
 ) -> None:
     project = create(
@@ -365,10 +366,10 @@ def test_concurrent_statement_of_any_revision_waits_for_long_transactions(
         b=revision("b", "a", f"{CONCURRENTLY}\n    op.execute({SEEN!r})"),
     )
     project.go(database, "a")
-    through = Database(database.url.set(drivername=f"postgresql+{driver}"))
+    driver_database = Database(database.url.set(drivername=f"postgresql+{driver}"))
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
-        run = threading.Thread(target=project.go, args=(through, "head"))
+        run = threading.Thread(target=project.go, args=(driver_database, "head"))
         run.start()
         until(database, BUILDING)
         time.sleep(0.5)
@@ -406,7 +407,7 @@ def test_env_py_runs_revisions_on_several_databases(
     assert (recorded(database), recorded(second_database)) == ([], [])
 
 
-REFUSED = {
+REFUSED_OPTIONS = {
     "one transaction": ("transaction_per_migration=False", "option-invalid", "Remove transaction"),
     "no transactions": ("transactional_ddl=False", "option-invalid", "Remove transactional_ddl"),
     "lock_timeout": ("lock_timeout=0", "option-invalid", "lock_timeout=0.5"),
@@ -414,7 +415,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("options", "code", "advice"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(
+    ("options", "code", "advice"), REFUSED_OPTIONS.values(), ids=REFUSED_OPTIONS
+)
 def test_option_that_breaks_runs_is_refused(
     database: Database, create: Callable[..., Project], options: str, code: str, advice: str
 ) -> None:
@@ -466,7 +469,7 @@ def asynchronous():
 
 
 @pytest.mark.parametrize(("opened", "code"), CONNECTIONS.values(), ids=CONNECTIONS)
-def test_connection_that_cannot_be_used_is_refused(
+def test_unusable_connection_is_refused(
     database: Database, create: Callable[..., Project], opened: str, code: str
 ) -> None:
     before = database.catalog()
@@ -503,18 +506,18 @@ def test_documented_env_py_and_revision_run_in_both_directions(
     project = create(a=ORDERS, b=documented)
     project.env.write_text(env)
 
-    def parts() -> tuple[bool, bool]:
+    def has_column_and_index() -> tuple[bool, bool]:
         orders = database.catalog().tables["public.orders"]
         names = {column.name for column in orders.columns}
         return "email" in names, "orders_email" in {index.name for index in orders.indexes}
 
     project.go(database, "head")
-    assert parts() == (True, True)
+    assert has_column_and_index() == (True, True)
     project.go(database, "-1", downgrade=True)
-    assert parts() == (False, False)
+    assert has_column_and_index() == (False, False)
     database.execute("ALTER TABLE orders ADD email text")
     project.go(database, "base", downgrade=True)
-    assert parts() == (False, False), "discard_partial_upgrade has run"
+    assert has_column_and_index() == (False, False), "discard_partial_upgrade did not run"
 
 
 def test_error_of_revision_reaches_caller_unchanged(
@@ -524,7 +527,7 @@ def test_error_of_revision_reaches_caller_unchanged(
     with pytest.raises(sa.exc.DataError, match="SELECT 1 / 0"):
         project.go(database, "head")
     assert recorded(database) == ["a"]
-    assert_no_lock_is_left(database)
+    assert_no_advisory_lock(database)
 
 
 @pytest.mark.slow
@@ -535,13 +538,13 @@ def test_run_exits_within_one_second_of_signal(
 ) -> None:
     project = create(a=table("a"), b=revision("b", "a", CONCURRENTLY))
     project.go(database, "a")
-    through = Database(database.url.set(drivername=f"postgresql+{driver}"))
+    driver_database = Database(database.url.set(drivername=f"postgresql+{driver}"))
     exited_after, returned, printed = signal_build(
-        database, lambda: project.start(through, "upgrade", "head"), number
+        database, lambda: project.start(driver_database, "upgrade", "head"), number
     )
     began = time.monotonic()
     assert project.alembic(database, "current").code == 0
-    # On a machine so busy that a process that does nothing takes longer, that is the measure.
+    # On a busy machine, the limit is the duration of a process that does nothing.
     assert exited_after <= max(1.0, time.monotonic() - began)
     assert returned == code
     assert "interrupted; the database is at a; run the same command again" in printed
@@ -556,7 +559,7 @@ NESTED = """with op.get_context().autocommit_block():
 def test_revision_under_runner_upgrades_langfuse_tables(
     database: Database, create: Callable[..., Project]
 ) -> None:
-    """The runner of the app and the one inside hold different locks."""
+    # The runner of the app and the runner inside the revision hold different locks.
     nested = "import os\nfrom langfuse_schema import migrations\n" + revision("a", None, NESTED)
     project = create(a=nested)
     outcome = project.alembic(database, "upgrade", "head")
@@ -564,4 +567,4 @@ def test_revision_under_runner_upgrades_langfuse_tables(
     assert recorded(database) == ["a"]
     assert tables(database, "a", "langfuse_traces") == {"a", "langfuse_traces"}
     assert verify(database.url) == []
-    assert_no_lock_is_left(database)
+    assert_no_advisory_lock(database)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 PAGE = (CHECKOUT / "docs" / "how-to" / "roll-back.md").read_text(encoding="utf-8")
 
 
-def forget_the_revision(database: Database) -> None:
+def drop_version_table(database: Database) -> None:
     database.execute("DROP SCHEMA langfuse_migrations CASCADE")
 
 
@@ -45,72 +45,72 @@ def record_revision(database: Database, revision: str) -> None:
     database.execute(f"UPDATE langfuse_migrations.alembic_version SET version_num = '{revision}'")
 
 
-def run_the_plan_by_hand(database: Database) -> None:
+def run_plan_by_hand(database: Database) -> None:
     drop_langfuse_objects(database)
-    forget_the_revision(database)
+    drop_version_table(database)
     database.execute(plan_sql(*PLAN_REVISIONS))
 
 
 UPGRADE = "langfuse-schema upgrade head"
 
-# What happened at head; a code that verify must name; what the page says to type.
-DECISIONS: dict[str, tuple[Callable[[Database], object], str, str]] = {
-    "all tables gone": (
+# The change at head, the code that verify reports, and the commands of the page.
+STATES: dict[str, tuple[Callable[[Database], object], str, str]] = {
+    "tables dropped": (
         drop_langfuse_objects,
         "table-missing",
         f"langfuse-schema stamp base && {UPGRADE}",
     ),
-    "behind": (
+    "downgraded": (
         lambda database: migrations.downgrade(database.url, LINKS),
         "revision-behind",
         UPGRADE,
     ),
-    "further than it says": (
+    "recorded revision too old": (
         lambda database: record_revision(database, POLICIES),
         "revision-behind",
         f"langfuse-schema stamp --purge {HEAD}",
     ),
-    "made by hand": (
-        run_the_plan_by_hand,
+    "plan run by hand": (
+        run_plan_by_hand,
         "version-table-missing",
         f"langfuse-schema stamp {POLICIES} && {UPGRADE}",
     ),
-    "restored without its revision": (
-        forget_the_revision,
+    "restored without version table": (
+        drop_version_table,
         "version-table-missing",
         f"langfuse-schema stamp --purge {HEAD}",
     ),
     "never migrated": (
-        lambda database: (drop_langfuse_objects(database), forget_the_revision(database)),
+        lambda database: (drop_langfuse_objects(database), drop_version_table(database)),
         "not-migrated",
         UPGRADE,
     ),
 }
 
 
-@pytest.mark.parametrize(("happened", "code", "typed"), DECISIONS.values(), ids=DECISIONS)
+@pytest.mark.parametrize(("change", "code", "documented"), STATES.values(), ids=STATES)
 def test_documented_command_repairs_database(
-    database: Database, happened: Callable[[Database], object], code: str, typed: str
+    database: Database, change: Callable[[Database], object], code: str, documented: str
 ) -> None:
     migrations.upgrade(database.url)
-    undisturbed = database.catalog()
-    happened(database)
+    expected = database.catalog()
+    change(database)
     finding = next(finding for finding in verify(database.url) if finding.code == code)
     if code != "table-missing":
         fix = " && ".join(finding.fix)
-        assert fix.replace(HEAD, "head") == typed.replace(HEAD, "head")
-    for command in typed.split(" && "):
+        assert fix.replace(HEAD, "head") == documented.replace(HEAD, "head")
+    for command in documented.split(" && "):
         outcome = langfuse_schema(database, *shlex.split(command)[1:])
         assert outcome.code == 0, outcome.stderr
     assert verify(database.url) == []
-    assert database.catalog() == undisturbed
+    assert database.catalog() == expected
 
 
 @pytest.fixture
 def shell(server: TestServer, tmp_path: Path) -> Callable[[Database, str], None]:
-    """Run what the page shows, in a folder of its own, with the client programs of the server."""
+    """Return a function that runs a command with the client programs of the server in PATH."""
     if server.programs is None:
-        pytest.skip("the client programs of the configured server are not ours to find")
+        pytest.skip("the client programs of the configured server are unknown")
     path = os.pathsep.join([str(server.programs), os.environ["PATH"]])
 
     def run(database: Database, command: str) -> None:
@@ -135,17 +135,17 @@ def test_documented_commands_restore_rows_after_downgrade(
     for table in tables.APP_TABLES:
         database.execute(f"UPDATE {table} SET langfuse_trace_id = '{TRACE.format(1)}'")
     before = contents()
-    keeping, _, restoring = PAGE.partition("After the next upgrade")
-    kept, restored = (
+    save_section, _, restore_section = PAGE.partition("After the next upgrade")
+    save_commands, restore_commands = (
         re.findall(r"^((?:pg_dump|psql|for) .*)$", part, re.MULTILINE)
-        for part in (keeping, restoring)
+        for part in (save_section, restore_section)
     )
-    assert (len(kept), len(restored)) == (2, 2)
-    for command in kept:
+    assert (len(save_commands), len(restore_commands)) == (2, 2)
+    for command in save_commands:
         shell(database, command)
     migrations.downgrade(database.url, "base")
     migrations.upgrade(database.url)
-    for command in restored:
+    for command in restore_commands:
         shell(database, command)
     assert contents() == before
     assert verify(database.url) == []

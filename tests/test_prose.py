@@ -1,4 +1,4 @@
-"""The limits of the language, in README and CONTRIBUTING, and in projects made for the test."""
+"""The limits of the language, in the pages of this project and in test projects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD = "You run the command. It prints the result of your run. Then you read the
 
 
 def exit_code(root: Path, readme: str, source: str = "") -> int:
-    """Measure a project with this README, and this comment in its source."""
+    """Return the exit code for a project with this README, and this comment in its source."""
     (root / "src").mkdir()
     (root / "src" / "module.py").write_text(f"# {source}\n", encoding="utf-8")
     (root / "README.md").write_text(readme, encoding="utf-8")
@@ -80,7 +80,7 @@ def test_other_limit_exits_1(
     assert problem in capsys.readouterr().out
 
 
-def test_pages_in_japanese_and_generated_pages_are_left_out(tmp_path: Path) -> None:
+def test_japanese_and_generated_pages_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for name in ("plan.ja.md", "revisions.md", "deploy.md"):
         (tmp_path / "docs" / name).write_text("Nobody waits.", encoding="utf-8")

@@ -33,14 +33,14 @@ PROGRAMS = {
 MODULES = ("sphinx", "furo", "myst_parser", "playwright", "sphinxcontrib.mermaid")
 
 
-def require() -> None:
+def require_tools() -> None:
     """Skip if the tools are missing. In CI they must exist."""
     missing = [
         f"{name} is not installed: {command}"
         for name, command in PROGRAMS.items()
         if shutil.which(name) is None
     ]
-    if not all(installed(name) for name in MODULES):
+    if not all(is_installed(name) for name in MODULES):
         missing.append("the extra docs is not installed: pip install '.[docs]'")
     if missing and os.environ.get("CI") == "true":
         pytest.fail("; ".join(missing))
@@ -48,14 +48,14 @@ def require() -> None:
         pytest.skip("; ".join(missing))
 
 
-def installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # of the parent package
         return False
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     """A handler that logs nothing."""
 
     def log_message(self, *_: object) -> None:
@@ -64,8 +64,8 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the site, built strictly."""
-    require()
+    """Return the folder of the site, which is built without warnings."""
+    require_tools()
     from tools import site
 
     return site.build(tmp_path_factory.mktemp("build"))
@@ -74,7 +74,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def origin(site: Path) -> Iterator[str]:
     """Serve the site on a loopback port, and return its URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(QuietHandler, directory=str(site))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""The structure of the source: imports go one way, and modules and functions stay short."""
+"""The structure of the source: direction of imports, and length of modules and functions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALLOWED = {
 """The parts that each part of the package may import."""
 
 GENERIC = ("_postgres", "_runtime", "embedded")
-MOST_ENTRIES, MOST_LEVELS, MOST_FUNCTION_LINES, MOST_MODULE_LINES = 18, 8, 40, 300
+MAX_ENTRIES, MAX_LEVELS, MAX_FUNCTION_LINES, MAX_MODULE_LINES = 18, 8, 40, 300
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 every_module = pytest.mark.parametrize(
@@ -47,13 +47,13 @@ every_module = pytest.mark.parametrize(
 
 
 def part_of(module: str) -> str:
-    """The entry of the package that a module belongs to."""
+    """Return the entry of the package that contains a module."""
     names = module.split(".")
     return names[1] if len(names) > 1 else "__init__"
 
 
 def name_of(path: Path) -> str:
-    """The dotted name of a module."""
+    """Return the dotted name of a module."""
     relative = path.relative_to(SOURCE.parent).with_suffix("")
     names = relative.parts[:-1] if relative.name == "__init__" else relative.parts
     return ".".join(names)
@@ -63,7 +63,7 @@ NAMES = {name_of(path): path for path in MODULES}
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules of the package that a module imports, under TYPE_CHECKING too."""
+    """Return the modules of the package that a module imports, also under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE):
@@ -76,10 +76,10 @@ def imports_of(path: Path) -> set[str]:
 
 
 def forbidden_imports(module: str, imported: set[str]) -> set[str]:
-    """The imports of a module that go in the wrong direction."""
+    """Return the imports of a module in the wrong direction."""
     part = part_of(module)
-    own = {one for one in imported if part_of(one) == part and part != "__init__"}
-    return {one for one in imported - own if part_of(one) not in ALLOWED[part]}
+    same_part = {one for one in imported if part_of(one) == part and part != "__init__"}
+    return {one for one in imported - same_part if part_of(one) not in ALLOWED[part]}
 
 
 @every_module
@@ -102,27 +102,27 @@ def test_import_in_wrong_direction_is_reported(module: str, imported: str) -> No
     assert forbidden_imports(*names) == {f"{PACKAGE}.{imported}"}
 
 
-def imported_by(module: str) -> set[str]:
-    """The modules that a module imports, without itself and the package."""
+def dependencies(module: str) -> set[str]:
+    """Return the modules that a module imports, without itself and the package."""
     return imports_of(NAMES[module]) - {PACKAGE, module}
 
 
 @cache
 def level(module: str) -> int:
-    """The number of modules in the longest chain of imports from a module on."""
-    return 1 + max(map(level, imported_by(module)), default=0)
+    """Return the number of modules in the longest chain of imports from a module."""
+    return 1 + max(map(level, dependencies(module)), default=0)
 
 
-def test_imports_have_no_circle_and_few_levels() -> None:
-    circles = TopologicalSorter({module: imported_by(module) for module in NAMES})
-    circles.prepare()  # raises CycleError
+def test_imports_have_no_cycle_and_few_levels() -> None:
+    cycles = TopologicalSorter({module: dependencies(module) for module in NAMES})
+    cycles.prepare()  # raises CycleError
     levels = {module: level(module) for module in NAMES}
-    assert max(levels.values()) <= MOST_LEVELS, sorted(levels.items(), key=lambda item: item[1])
+    assert max(levels.values()) <= MAX_LEVELS, sorted(levels.items(), key=lambda item: item[1])
 
 
 def test_package_has_few_entries() -> None:
     entries = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
-    assert len(entries) <= MOST_ENTRIES, entries
+    assert len(entries) <= MAX_ENTRIES, entries
 
 
 @pytest.mark.parametrize("part", GENERIC)
@@ -145,14 +145,14 @@ def test_module_contains_no_revision_id(path: Path) -> None:
 def test_module_and_its_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
-    assert len(lines) <= MOST_MODULE_LINES
+    assert len(lines) <= MAX_MODULE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert code_lines(node, lines) <= MOST_FUNCTION_LINES, node.name
+            assert code_lines(node, lines) <= MAX_FUNCTION_LINES, node.name
 
 
 def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
-    """The lines of a function without its docstring, comments and blank lines."""
+    """Return the number of lines of a function without docstring, comments and blank lines."""
     first, *_ = function.body
     documentation: range | tuple[int, ...] = ()
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -163,7 +163,7 @@ def code_lines(function: ast.FunctionDef, lines: list[str]) -> int:
 
 
 @every_module
-def test_alembics_private_interfaces_are_in_one_module(path: Path) -> None:
+def test_only_one_module_uses_private_interfaces_of_alembic(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     if path.name != "alembic_internals.py":
         private = ("RevisionStep", 'opts["fn"]', "destination_rev", "nextrev", "migration_fn")

@@ -39,7 +39,7 @@ LOCK_TIMEOUT = 0.5  # seconds, in the exported files
 
 @dataclass(frozen=True)
 class Project:
-    """An app's project folder with `supabase/migrations`, and its database."""
+    """The project folder of an app with `supabase/migrations`, and its database."""
 
     folder: Path
     database: Database
@@ -55,14 +55,14 @@ class Project:
 
     @property
     def variables(self) -> dict[str, str]:
-        # The CLI unpacks a library into TMPDIR, and leaves it.
+        # The CLI unpacks a library into TMPDIR, and does not delete it.
         return {"HOME": str(self.folder), "TMPDIR": str(self.folder), **QUIET}
 
     def supabase(self, *command: str) -> Outcome:
         return run(*self.command(*command), cwd=self.folder, **self.variables)
 
     def history(self) -> list[tuple[str, str]]:
-        """What `migration list` shows: the versions here, and those in the database."""
+        """Return the local and the remote versions that `migration list` prints."""
         listed = self.supabase("migration", "list")
         assert listed.code == 0, listed.stderr
         rows = [line.split("|") for line in listed.stdout.splitlines() if "`" in line]
@@ -113,12 +113,12 @@ def test_supabase_cli_applies_files_under_load_and_short_statement_timeout(
         )
     with canaries(database) as watching:
         time.sleep(2.0)
-        own = max(canary.worst for canary in watching.values())
+        baseline = max(canary.worst for canary in watching.values())
         applied = project.supabase("migration", "up")
         worst = {table: canary.worst for table, canary in watching.items()}
     assert applied.code == 0, applied.stderr
-    print(f"longest statements: own {own:.3f} s, {worst}")
-    assert max(worst.values()) <= own + LOCK_TIMEOUT
+    print(f"longest statements: baseline {baseline:.3f} s, {worst}")
+    assert max(worst.values()) <= baseline + LOCK_TIMEOUT
     migrations.stamp(database.url, "head")
     assert verify(database.url) == []
 
@@ -157,9 +157,9 @@ def test_supabase_cli_skips_files_after_upgrade_and_migration_repair(project: Pr
     repaired = project.supabase("migration", "repair", "--status", "applied", *REVISIONS)
     assert repaired.code == 0, repaired.stderr
     assert project.history() == [(revision, revision) for revision in REVISIONS]
-    again = project.supabase("migration", "up")
-    assert again.code == 0
-    assert "Applying migration" not in again.stdout + again.stderr
+    second = project.supabase("migration", "up")
+    assert second.code == 0
+    assert "Applying migration" not in second.stdout + second.stderr
     assert verify(project.database.url) == []
 
 

@@ -1,4 +1,4 @@
-"""The Core tables as app code uses them."""
+"""The Core tables in the code of an app."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_package_import_loads_sqlalchemy_core_only() -> None:
     ).stderr
     imported = {line.rpartition("|")[2].strip() for line in printed.splitlines()}
     assert "sqlalchemy.sql" in imported
-    unwanted = ("alembic", "psycopg2", "psycopg", "asyncpg", "sqlalchemy.orm", "mako")
-    assert not [name for name in imported if name.startswith(unwanted)]
+    excluded = ("alembic", "psycopg2", "psycopg", "asyncpg", "sqlalchemy.orm", "mako")
+    assert not [name for name in imported if name.startswith(excluded)]
 
 
 def test_enumeration_member_equals_its_text() -> None:
@@ -82,7 +82,7 @@ class TestCopyTables:
             assert copy_tables(target) == first
             assert set(first) == set(metadata.tables)
 
-    def test_copy_tables_refuses_metadata_schema_that_would_move_them(self) -> None:
+    def test_copy_tables_refuses_metadata_with_another_schema(self) -> None:
         target = sa.MetaData(schema="app")
         with pytest.raises(InvalidRequestError, match=r'Table\(…, schema="app"\)'):
             copy_tables(target)
@@ -111,7 +111,7 @@ class TestLinkColumn:
         assert [index.name for index in table.indexes] == ["idx_reflections_langfuse_trace_id"]
 
     @pytest.mark.parametrize("options", METADATA_OPTIONS, ids=str)
-    def test_mixin_links_each_table_once_and_so_do_copies(self, options: dict[str, Any]) -> None:
+    def test_mixin_links_each_table_and_each_copy_once(self, options: dict[str, Any]) -> None:
         class Base(DeclarativeBase):
             metadata = sa.MetaData(**options)
 
@@ -160,12 +160,12 @@ def example_rows() -> tuple[dict[str, Any], dict[str, Any]]:
     return trace, score
 
 
-QUESTION = (
+QUERY = (
     sa.select(langfuse_traces.c.metadata, langfuse_traces.c.tags, langfuse_scores.c.status)
     .join(langfuse_scores, langfuse_scores.c.trace_id == langfuse_traces.c.trace_id)
     .where(langfuse_scores.c.status == ScoreStatus.PENDING)
 )
-ANSWER = ({"model": "small", "tokens": [1, 2]}, ["a", "b"], "pending")
+EXPECTED_ROW = ({"model": "small", "tokens": [1, 2]}, ["a", "b"], "pending")
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
@@ -178,7 +178,7 @@ def test_rows_round_trip_through_sync_driver(database: Database, driver: str) ->
     with engine.begin() as connection:
         connection.execute(sa.insert(langfuse_traces).values(trace))
         connection.execute(sa.insert(langfuse_scores).values(score))
-        assert tuple(connection.execute(QUESTION).one()) == ANSWER
+        assert tuple(connection.execute(QUERY).one()) == EXPECTED_ROW
 
 
 def test_rows_round_trip_through_async_driver(database: Database) -> None:
@@ -192,6 +192,6 @@ def test_rows_round_trip_through_async_driver(database: Database) -> None:
         async with engine.begin() as connection:
             await connection.execute(sa.insert(langfuse_traces).values(trace))
             await connection.execute(sa.insert(langfuse_scores).values(score))
-            return tuple((await connection.execute(QUESTION)).one())
+            return tuple((await connection.execute(QUERY)).one())
 
-    assert asyncio.run(round_trip()) == ANSWER
+    assert asyncio.run(round_trip()) == EXPECTED_ROW

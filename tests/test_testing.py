@@ -1,4 +1,4 @@
-"""The pytest plugin for apps: a migrated database for each test, and nothing left at the end."""
+"""The pytest plugin for apps creates a migrated database for each test, and drops it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_database_is_migrated_and_empty(langfuse_database_url, number):
 
 
 class App:
-    """An app with a conftest and tests, and what its test run leaves on the machine."""
+    """An app with a conftest and tests, and the files that its test run leaves."""
 
     def __init__(self, folder: Path, conftest: str = CONFTEST, tests: str = APP_TESTS) -> None:
         self.folder = folder / "app"
@@ -76,7 +76,7 @@ class App:
 
     @property
     def shared(self) -> Path:
-        """The parent of the shared folder of this test process: others run tests too."""
+        """The parent of the shared folder, one for each test process."""
         worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
         folder = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"]) / worker
         folder.mkdir(mode=0o755, exist_ok=True)
@@ -90,24 +90,24 @@ class App:
             LANGFUSE_SCHEMA_SHARED_FOLDER=str(self.shared), **variables,
         )  # fmt: skip
 
-    def seen(self) -> list[list[str]]:
+    def used_databases(self) -> list[list[str]]:
         return [line.split() for line in (self.folder / "seen").read_text().splitlines()]
 
-    def left_behind(self) -> list[str]:
-        """The files of the run, without those of pytest itself and the copied programs."""
+    def remaining_files(self) -> list[str]:
+        """Return the files of the run, without the files of pytest and the copied programs."""
         runs = (self.shared / "langfuse-schema-root").glob("tests-*")
         found = [*self.temporary.iterdir(), *runs]
         return [str(path) for path in found if not path.name.startswith("pytest-of-")]
 
 
-def test_each_test_gets_own_migrated_database_and_nothing_is_left(tmp_path: Path) -> None:
+def test_each_test_gets_own_migrated_database_and_run_leaves_no_files(tmp_path: Path) -> None:
     app = App(tmp_path)
     outcome = app.pytest()
     assert outcome.code == 0, outcome.stdout
-    databases = app.seen()
+    databases = app.used_databases()
     assert len({name for name, *_ in databases}) == 3
     assert len({template for _, template, _ in databases}) == 1
-    assert app.left_behind() == []
+    assert app.remaining_files() == []
 
 
 @pytest.mark.slow
@@ -118,21 +118,21 @@ def test_processes_of_xdist_share_one_template_and_finish_within_10_s(tmp_path: 
     seconds = time.monotonic() - began
     print(f"three tests with -n 2: {seconds:.1f} s")
     assert outcome.code == 0, outcome.stdout
-    assert len({process for *_, process in app.seen()}) == 2
-    assert len({template for _, template, _ in app.seen()}) == 1
-    assert app.left_behind() == []
+    assert len({process for *_, process in app.used_databases()}) == 2
+    assert len({template for _, template, _ in app.used_databases()}) == 1
+    assert app.remaining_files() == []
     assert seconds < 10
 
 
 @pytest.mark.slow
-def test_killed_run_leaves_nothing(tmp_path: Path) -> None:
+def test_killed_run_leaves_no_files(tmp_path: Path) -> None:
     killing = "\ndef test_zzz(langfuse_database_url):\n    os.kill(os.getpid(), 9)\n"
     app = App(tmp_path, tests=APP_TESTS + killing)
     assert app.pytest().code == -9
     deadline = time.monotonic() + 60
-    while app.left_behind() and time.monotonic() < deadline:
+    while app.remaining_files() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert app.left_behind() == []
+    assert app.remaining_files() == []
 
 
 @pytest.mark.slow
@@ -145,10 +145,10 @@ def test_configured_server_is_used_and_all_databases_are_dropped(
     text = url.render_as_string(hide_password=False)
     outcome = app.pytest(*arguments, LANGFUSE_SCHEMA_TEST_URL=text)
     assert outcome.code == 0, outcome.stdout
-    (template,) = {template for _, template, _ in app.seen()}
-    left = f"SELECT datname FROM pg_database WHERE datname LIKE '{template}%'"
-    assert database.execute(left) == []
-    assert app.left_behind() == []
+    (template,) = {template for _, template, _ in app.used_databases()}
+    remaining = f"SELECT datname FROM pg_database WHERE datname LIKE '{template}%'"
+    assert database.execute(remaining) == []
+    assert app.remaining_files() == []
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_configured_server_without_superuser_is_refused_without_traceback(
     name, _, value = export.removeprefix("export ").partition("=")
     allowed = app.pytest(**{name: shlex.split(value)[0]})
     assert allowed.code == 0, allowed.stdout
-    assert app.left_behind() == []
+    assert app.remaining_files() == []
 
 
 @pytest.mark.slow
@@ -206,11 +206,11 @@ def test_table_of_app_has_link(langfuse_database_url, number):
     assert names == {"id", "made_by_the_app", "langfuse_trace_id"}
 """
     app = App(tmp_path, conftest, tests)
-    # An engine that the app does not dispose of warns when it is collected.
+    # Python warns about an engine that the app does not dispose of.
     outcome = app.pytest("-n", "2", "-W", "default")
     assert outcome.code == 0, outcome.stdout
     assert (app.folder / "migrated").read_text() == "once\n"
-    assert app.left_behind() == []
+    assert app.remaining_files() == []
 
 
 @pytest.mark.slow
@@ -221,9 +221,6 @@ def test_documented_test_passes(tmp_path: Path) -> None:
     outcome = App(tmp_path, conftest, tests).pytest()
     assert outcome.code == 0, outcome.stdout
     assert "1 passed" in outcome.stdout
-
-
-# as_user
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The types that an app sees: mypy (strict) and pyright check a consumer and the examples."""
+"""The public types. mypy (strict) and pyright check a consumer and the examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONSUMER = Path(__file__).parent / "consumer" / "app.py"
 
 
 def mypy(*files: Path) -> str:
-    """Check files as those of another project, to whom our package is just installed."""
+    """Check files as files of a project that installs langfuse-schema, and return the output."""
     outcome = run(
         sys.executable,
         *("-m", "mypy", "--strict", "--no-error-summary", "--config-file="),
@@ -44,7 +44,7 @@ def pyright(clients: Path, *files: Path) -> list[dict[str, Any]]:
 
 FILES = [CONSUMER, *sorted((CHECKOUT / "examples").glob("*.py"))]
 
-WRONG = """
+WRONG_TYPES = """
 from langfuse_schema import ScoreName
 from langfuse_schema.verify import verify
 name: int = ScoreName.USER_FEEDBACK
@@ -54,9 +54,9 @@ verify(3)
 
 
 @pytest.fixture
-def wrong(tmp_path: Path) -> Path:
+def wrong_types(tmp_path: Path) -> Path:
     path = tmp_path / "wrong.py"
-    path.write_text(WRONG.lstrip())
+    path.write_text(WRONG_TYPES.lstrip())
     return path
 
 
@@ -64,8 +64,8 @@ def test_mypy_strict_accepts_consumer_and_examples() -> None:
     assert mypy(*FILES) == ""
 
 
-def test_mypy_strict_reports_wrong_types_of_consumer(wrong: Path) -> None:
-    found = mypy(wrong)
+def test_mypy_strict_reports_wrong_types_of_consumer(wrong_types: Path) -> None:
+    found = mypy(wrong_types)
     assert [line.split(":")[1] for line in found.splitlines()] == ["3", "4", "5"], found
 
 
@@ -73,6 +73,6 @@ def test_pyright_accepts_consumer_and_examples(clients: Path) -> None:
     assert pyright(clients, *FILES) == []
 
 
-def test_pyright_reports_wrong_types_of_consumer(clients: Path, wrong: Path) -> None:
-    found = pyright(clients, wrong)
+def test_pyright_reports_wrong_types_of_consumer(clients: Path, wrong_types: Path) -> None:
+    found = pyright(clients, wrong_types)
     assert [one["range"]["start"]["line"] + 1 for one in found] == [3, 4, 5]

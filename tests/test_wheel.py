@@ -1,4 +1,4 @@
-"""What users install: the wheel, in an empty environment, from a folder that is not ours."""
+"""The wheel in an empty environment, used from an unrelated folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that holds nothing but the wheel and what it depends on."""
+    """Return the program folder of an environment with only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("environment") / "with space"
     assert run(sys.executable, "-m", "venv", str(folder)).code == 0
     installed = run(str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", str(wheel))
@@ -183,10 +183,10 @@ def newer_release(wheel: Path, folder: Path) -> None:
         )
 
 
-def test_newer_release_knows_unknown_revision(
+def test_install_of_newer_release_resolves_unknown_revision(
     programs: Path, wheel: Path, database: Database, tmp_path: Path
 ) -> None:
-    """A folder of wheels takes the place of the package index."""
+    # A folder of wheels takes the place of the package index.
     migrations.upgrade(database.url)
     database.execute(
         "UPDATE langfuse_migrations.alembic_version SET version_num = '20991231000001'"
@@ -204,8 +204,8 @@ def test_newer_release_knows_unknown_revision(
             outcome = terminal.type(f"langfuse-schema {command}")
             assert outcome.code == 0, outcome.stdout + outcome.stderr
     finally:
-        again = ("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
-        assert run(str(programs / "pip"), *again).code == 0
+        reinstall = ("install", "--quiet", "--force-reinstall", "--no-deps", str(wheel))
+        assert run(str(programs / "pip"), *reinstall).code == 0
 
 
 @follows("embedded-not-installed", "embedded-incomplete")
@@ -233,7 +233,7 @@ def test_plain_install_uses_embedded_database_in_checkout_after_printed_fix(
         assert outcome.code == 0, outcome.stderr
         last = outcome.stderr.splitlines()[-1]
         assert last.endswith("migrated the embedded database, because DATABASE_URL is not set")
-        # Outside a checkout, nothing is migrated without a URL.
+        # The installed command needs a URL, because its package is not in a checkout.
         elsewhere = run(str(programs / "langfuse-schema"), "upgrade", "head", cwd=tmp_path)
         assert "error[url-missing]" in elsewhere.stderr
     finally:
