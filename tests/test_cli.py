@@ -331,7 +331,7 @@ class TestCommandLine:
 
 
 class TestPreflight:
-    def test_preflight_json_of_healthy_database_has_no_findings(self, database: Database) -> None:
+    def test_preflight_json_of_correct_database_has_no_findings(self, database: Database) -> None:
         before = database.catalog()
         outcome = langfuse_schema(database, "preflight", "--format", "json")
         report = json.loads(outcome.stdout)

@@ -84,7 +84,7 @@ def blocks(text: str, *kinds: str) -> list[str]:
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the commands of a page: in blocks, and those of langfuse-schema in sentences."""
+    """Return the commands in the blocks of a page, and of langfuse-schema in its sentences."""
     # The name of a command without its argument is not a command.
     found = re.findall(r"`(langfuse-schema (?!(?:upgrade|downgrade|stamp)`)[^`\n]*)`", text)
     for block in blocks(text, "bash", "sh", "shell", "console"):

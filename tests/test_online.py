@@ -418,7 +418,7 @@ REFUSED_OPTIONS = {
 @pytest.mark.parametrize(
     ("options", "code", "advice"), REFUSED_OPTIONS.values(), ids=REFUSED_OPTIONS
 )
-def test_option_that_breaks_runs_is_refused(
+def test_invalid_option_is_refused(
     database: Database, create: Callable[..., Project], options: str, code: str, advice: str
 ) -> None:
     before = database.catalog()

@@ -73,7 +73,7 @@ def test_code_tables_headings_and_targets_of_links_are_ignored(tmp_path: Path, t
         (GOOD + "\n" * 131, "README.md has 131 lines"),
     ],
 )
-def test_other_limit_exits_1(
+def test_page_over_other_limit_exits_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], readme: str, problem: str
 ) -> None:
     assert exit_code(tmp_path, readme) == 1

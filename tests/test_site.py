@@ -34,7 +34,7 @@ MODULES = ("sphinx", "furo", "myst_parser", "playwright", "sphinxcontrib.mermaid
 
 
 def require_tools() -> None:
-    """Skip if the tools are missing. In CI they must exist."""
+    """Skip if a tool is missing. In CI, fail instead."""
     missing = [
         f"{name} is not installed: {command}"
         for name, command in PROGRAMS.items()
@@ -73,7 +73,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def origin(site: Path) -> Iterator[str]:
-    """Serve the site on a loopback port, and return its URL."""
+    """Serve the site on a loopback port, and yield its URL."""
     with ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(QuietHandler, directory=str(site))
     ) as server:
@@ -92,7 +92,7 @@ def requested() -> list[str]:
 
 @pytest.fixture
 def page(origin: str, requested: list[str]) -> Iterator[Page]:
-    """Open an empty page in Chromium, with the site as its base URL."""
+    """Yield an empty page of Chromium, with the site as its base URL."""
     from playwright.sync_api import sync_playwright
 
     # Root cannot use the sandbox, and the shared memory of a container can be small.

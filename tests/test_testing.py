@@ -232,24 +232,24 @@ def engine(database: Database) -> Iterator[sa.Engine]:
     engine.dispose()
 
 
-VISIBLE = sa.select(langfuse_traces.c.user_id)
+VISIBLE_USERS = sa.select(langfuse_traces.c.user_id)
 
 
 def test_as_user_shows_own_rows_and_ends_with_transaction(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         as_user(connection, UUID(AOI))
-        assert connection.scalars(VISIBLE).all() == [UUID(AOI)]
+        assert connection.scalars(VISIBLE_USERS).all() == [UUID(AOI)]
         as_user(connection, BEN)
-        assert connection.scalars(VISIBLE).all() == [UUID(BEN)]
+        assert connection.scalars(VISIBLE_USERS).all() == [UUID(BEN)]
         as_user(connection, uuid4())
-        assert connection.scalars(VISIBLE).all() == []
+        assert connection.scalars(VISIBLE_USERS).all() == []
         connection.commit()
         settings = "SELECT current_user, current_setting('request.jwt.claims', true), auth.uid()"
         assert connection.execute(sa.text(settings)).one() == ("postgres", "", None)
-        assert len(connection.scalars(VISIBLE).all()) == 2
+        assert len(connection.scalars(VISIBLE_USERS).all()) == 2
 
 
-def test_as_user_passes_claims_and_none_is_anon(engine: sa.Engine) -> None:
+def test_as_user_passes_claims_and_uses_anon_for_none(engine: sa.Engine) -> None:
     claims = sa.text("SELECT current_setting('request.jwt.claims')::jsonb")
     with Session(engine) as session:
         as_user(session, AOI, claims={"email": "aoi@example.com", "role": "service_role"})
@@ -260,18 +260,20 @@ def test_as_user_passes_claims_and_none_is_anon(engine: sa.Engine) -> None:
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", pytest.param("psycopg", marks=pytest.mark.slow)])
-def test_as_user_awaited_on_async_connection_and_session(engine: sa.Engine, driver: str) -> None:
+def test_awaited_as_user_shows_own_rows_on_async_connection_and_session(
+    engine: sa.Engine, driver: str
+) -> None:
     async def scenario() -> None:
         url = engine.url.set(drivername=f"postgresql+{driver}")
         asynchronous = create_async_engine(url, poolclass=sa.NullPool)
         async with asynchronous.connect() as connection:
             await as_user(connection, AOI)
-            assert (await connection.scalars(VISIBLE)).all() == [UUID(AOI)]
+            assert (await connection.scalars(VISIBLE_USERS)).all() == [UUID(AOI)]
             await connection.rollback()
-            assert len((await connection.scalars(VISIBLE)).all()) == 2
+            assert len((await connection.scalars(VISIBLE_USERS)).all()) == 2
         async with AsyncSession(asynchronous) as session:
             await as_user(session, BEN)
-            assert (await session.scalars(VISIBLE)).all() == [UUID(BEN)]
+            assert (await session.scalars(VISIBLE_USERS)).all() == [UUID(BEN)]
             await as_user(session, None)
             assert await session.scalar(sa.text("SELECT current_user")) == "anon"
 

@@ -75,7 +75,7 @@ def test_plan_run_by_hand_is_adopted_with_rls_on_all_tables(hosted: Database) ->
     assert verify(hosted.url) == []
 
 
-def test_downgrade_disables_rls_and_keeps_tables_closed(hosted: Database) -> None:
+def test_downgrade_disables_rls_and_grants_users_no_access(hosted: Database) -> None:
     migrations.upgrade(hosted.url)
     migrations.downgrade(hosted.url, CORE)
     assert verify(hosted.url, CORE) == []

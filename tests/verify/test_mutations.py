@@ -184,7 +184,7 @@ def test_verify_reports_every_mutation_with_fix_that_repairs_it(
     record_property("mutations repaired by the printed fix", repaired)
 
 
-def test_verify_and_preflight_report_nothing_in_healthy_database_of_an_app(
+def test_verify_and_preflight_report_no_harmless_object_of_an_app(
     any_world: Database,
 ) -> None:
     migrations.upgrade(any_world.url, HARDENED)

@@ -247,7 +247,9 @@ def test_verify_reports_another_table_with_langfuse_name_once(
     assert database.execute(anon) == [(False,)]
 
 
-def test_verify_compares_earlier_revision_with_its_own_snapshot(database: Database) -> None:
+def test_verify_compares_earlier_revision_with_snapshot_of_that_revision(
+    database: Database,
+) -> None:
     migrations.upgrade(database.url, LINKS)
     database.execute("DROP INDEX idx_langfuse_traces_entity")
     assert codes(database) == {
