@@ -247,7 +247,7 @@ def test_every_role_has_exactly_the_expected_permissions(
                             differences.append(
                                 f"{direction} {revision}: {key}: {found}, not {expected_outcome}"
                             )
-    record_property("cells of permissions", cells)
+    record_property("permissions checked", cells)
     assert differences == []
     assert cells == len(applied) * len(ACTORS) * len(TABLES) * len(ACTIONS)
     assert_app_tables_keep_supabase_access(before)
