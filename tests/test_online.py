@@ -26,7 +26,7 @@ from tests.helpers.databases import (
     WAITING,
     Database,
     signal_build,
-    until,
+    wait_until,
 )
 
 if TYPE_CHECKING:
@@ -104,19 +104,19 @@ def test_history_with_branches_runs_in_both_directions(
 ) -> None:
     names = ("a", "b", "c", "m")
     project = create(a=table("a"), b=table("b", "a"), c=table("c", "a"))
-    project.go(database, "heads")
+    project.migrate(database, "heads")
     assert recorded(database) == ["b", "c"]
     assert tables(database, *names) == {"a", "b", "c"}
-    project.go(database, "c@-1", downgrade=True)
+    project.migrate(database, "c@-1", downgrade=True)
     assert recorded(database) == ["b"]
-    project.go(database, "c")
+    project.migrate(database, "c")
     (project.env.parent / "versions" / "m.py").write_text(table("m", ("b", "c")))
-    project.go(database, "head")
+    project.migrate(database, "head")
     assert recorded(database) == ["m"]
     command.stamp(project.config(database), ["b", "c"], purge=True)
     assert recorded(database) == ["b", "c"]
     command.stamp(project.config(database), "m")
-    project.go(database, "base", downgrade=True)
+    project.migrate(database, "base", downgrade=True)
     assert (recorded(database), tables(database, *names)) == ([], set())
     assert_no_advisory_lock(database)
 
@@ -155,7 +155,7 @@ def test_run_keeps_options_of_configure(
         " on_version_apply=lambda **keywords: print('applied', keywords['heads'])"
     )
     project = create(options, a=table("a"))
-    project.go(database, "head")
+    project.migrate(database, "head")
     assert "applied {'a'}" in capsys.readouterr().out
     assert recorded(database, '"Ops"."Revisions"') == ["a"]
     assert not database.catalog().tables["Ops.Revisions"].constraints
@@ -179,7 +179,7 @@ def test_read_only_commands_take_no_lock_and_write_nothing(
         with pytest.raises(Exception, match="not up to date"):
             command.check(config)
     assert database.catalog() == before
-    project.go(database, "head")
+    project.migrate(database, "head")
     database.execute("DROP TABLE a")
     with database.connect() as other:
         assert project.lock.try_twice(other)
@@ -202,12 +202,12 @@ def test_runner_lock_belongs_to_version_table(
     with database.connect() as other:
         for lock in other_locks:
             assert lock.try_twice(other)
-        project.go(database, "head")
+        project.migrate(database, "head")
     with database.connect() as other:
         assert project.lock.try_twice(other)
         migrations.upgrade(database.url, lock_deadline=0.1)
         with pytest.raises(SchemaError, match="another-runner") as refused:
-            project.go(database, "base", downgrade=True)
+            project.migrate(database, "base", downgrade=True)
         (query,) = refused.value.findings[0].fix
         (holder,) = database.execute(query)
         assert holder[0] == other.exec_driver_sql("SELECT pg_backend_pid()").scalar()
@@ -223,8 +223,8 @@ def test_version_table_is_found_by_search_path(
     with database.connect() as other:
         assert RunnerLock.of("tenant", "alembic_version").try_twice(other)
         with pytest.raises(SchemaError, match="another-runner"):
-            project.go(database, "head")
-    project.go(database, "head")
+            project.migrate(database, "head")
+    project.migrate(database, "head")
     assert "tenant.a" in database.catalog().tables
     assert "tenant.alembic_version" in database.catalog().tables
 
@@ -239,11 +239,11 @@ def test_retried_revision_runs_its_python_code_again(
         b=revision("b", "a", "print('code of b'); op.execute('ALTER TABLE a ADD b int')"),
         c=table("c", "b"),
     )
-    project.go(database, "a")
+    project.migrate(database, "a")
     with database.connect() as holder:
         holder.exec_driver_sql("BEGIN; SELECT * FROM a")
         process = project.start(database, "upgrade", "+1", stdout=subprocess.PIPE)
-        until(database, WAITING)
+        wait_until(database, WAITING)
         time.sleep(1.5)
         holder.exec_driver_sql("ROLLBACK")
     stdout, stderr = process.communicate()
@@ -267,11 +267,11 @@ def test_run_stops_at_lock_deadline_and_keeps_completed_revisions(
         b=table("b", "a"),
         c=revision("c", "b", f"print('computed'); time.sleep(0.6); op.execute('{ALTER}')"),
     )
-    project.go(database, "a")
+    project.migrate(database, "a")
     with database.connect() as holder:
         holder.exec_driver_sql("BEGIN; SELECT 'payroll' FROM a")
         with pytest.raises(SchemaError) as stopped:
-            project.go(database, "head")
+            project.migrate(database, "head")
     (finding,) = stopped.value.findings
     assert (finding.code, finding.object) == ("table-locked", "public.a")
     assert "payroll" in str(finding.cause)
@@ -279,7 +279,7 @@ def test_run_stops_at_lock_deadline_and_keeps_completed_revisions(
     assert capsys.readouterr().out.count("computed") > 1, (
         "the deadline included the time of the computation"
     )
-    project.go(database, "head")
+    project.migrate(database, "head")
     assert recorded(database) == ["c"]
 
 
@@ -307,12 +307,15 @@ def test_idle_limit_of_role_ends_run_without_longer_limit(
     default.mkdir()
     longer.mkdir()
     with pytest.raises(SchemaError) as stopped:
-        projects.create(default, call(""), a=revision("a", None, COMPUTES)).go(database, "head")
+        projects.create(default, call(""), a=revision("a", None, COMPUTES)).migrate(
+            database, "head"
+        )
     (finding,) = stopped.value.findings
     assert finding.code == "session-timed-out"
     advised = re.findall(r"\w+=\d+", str(finding.advice))
     assert advised == ["idle_in_transaction_timeout=3600"]
-    projects.create(longer, call(*advised), a=revision("a", None, COMPUTES)).go(database, "head")
+    project = projects.create(longer, call(*advised), a=revision("a", None, COMPUTES))
+    project.migrate(database, "head")
     assert recorded(limited_role) == ["a"]
 
 
@@ -325,10 +328,10 @@ def test_idle_limit_below_pause_does_not_end_run(
         a=table("a"),
         b=revision("b", "a", "op.execute('ALTER TABLE a ADD b int')"),
     )
-    project.go(limited_role, "a")
+    project.migrate(limited_role, "a")
     with limited_role.connect(SUPERUSER) as holder:
         holder.exec_driver_sql("BEGIN; SELECT * FROM a")
-        run = threading.Thread(target=project.go, args=(limited_role, "head"))
+        run = threading.Thread(target=project.migrate, args=(limited_role, "head"))
         run.start()
         time.sleep(2.5)
         holder.exec_driver_sql("ROLLBACK")
@@ -365,13 +368,13 @@ def test_concurrent_statement_of_any_revision_waits_for_long_transactions(
         a=table("a"),
         b=revision("b", "a", f"{CONCURRENTLY}\n    op.execute({SEEN!r})"),
     )
-    project.go(database, "a")
+    project.migrate(database, "a")
     driver_database = Database(database.url.set(drivername=f"postgresql+{driver}"))
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
-        run = threading.Thread(target=project.go, args=(driver_database, "head"))
+        run = threading.Thread(target=project.migrate, args=(driver_database, "head"))
         run.start()
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         time.sleep(0.5)
         reader.exec_driver_sql("ROLLBACK")
     run.join()
@@ -401,9 +404,9 @@ def test_env_py_runs_revisions_on_several_databases(
     start = text.index("    connectable = ")
     env.write_text(f"{text[:start]}{TWO_DATABASES}\nrun_migrations_online()\n")
     monkeypatch.setenv("URLS", f"{database.text} {second_database.text}")
-    project.go(database, "+1")
+    project.migrate(database, "+1")
     assert (recorded(database), recorded(second_database)) == (["a"], ["a"])
-    project.go(database, "base", downgrade=True)
+    project.migrate(database, "base", downgrade=True)
     assert (recorded(database), recorded(second_database)) == ([], [])
 
 
@@ -423,7 +426,7 @@ def test_invalid_option_is_refused(
 ) -> None:
     before = database.catalog()
     with pytest.raises(SchemaError) as refused:
-        create(options, a=table("a")).go(database, "head")
+        create(options, a=table("a")).migrate(database, "head")
     assert refused.value.findings[0].code == code
     assert advice in str(refused.value.findings[0].advice)
     assert database.catalog() == before
@@ -478,7 +481,7 @@ def test_unusable_connection_is_refused(
     text = env.read_text().replace("connectable.connect()", opened)
     env.write_text(text.replace("def run_migrations_online", f"{OPENED}def run_migrations_online"))
     with pytest.raises(SchemaError) as refused:
-        project.go(database, "head")
+        project.migrate(database, "head")
     assert refused.value.findings[0].code == code
     assert database.catalog() == before
 
@@ -511,12 +514,12 @@ def test_documented_env_py_and_revision_run_in_both_directions(
         names = {column.name for column in orders.columns}
         return "email" in names, "orders_email" in {index.name for index in orders.indexes}
 
-    project.go(database, "head")
+    project.migrate(database, "head")
     assert has_column_and_index() == (True, True)
-    project.go(database, "-1", downgrade=True)
+    project.migrate(database, "-1", downgrade=True)
     assert has_column_and_index() == (False, False)
     database.execute("ALTER TABLE orders ADD email text")
-    project.go(database, "base", downgrade=True)
+    project.migrate(database, "base", downgrade=True)
     assert has_column_and_index() == (False, False), "discard_partial_upgrade did not run"
 
 
@@ -525,7 +528,7 @@ def test_error_of_revision_reaches_caller_unchanged(
 ) -> None:
     project = create(a=table("a"), b=revision("b", "a", "op.execute('SELECT 1 / 0')"))
     with pytest.raises(sa.exc.DataError, match="SELECT 1 / 0"):
-        project.go(database, "head")
+        project.migrate(database, "head")
     assert recorded(database) == ["a"]
     assert_no_advisory_lock(database)
 
@@ -537,7 +540,7 @@ def test_run_exits_within_one_second_of_signal(
     database: Database, create: Callable[..., Project], driver: str, number: int, code: int
 ) -> None:
     project = create(a=table("a"), b=revision("b", "a", CONCURRENTLY))
-    project.go(database, "a")
+    project.migrate(database, "a")
     driver_database = Database(database.url.set(drivername=f"postgresql+{driver}"))
     exited_after, returned, printed = signal_build(
         database, lambda: project.start(driver_database, "upgrade", "head"), number

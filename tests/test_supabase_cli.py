@@ -14,7 +14,6 @@ import pytest
 from langfuse_schema import migrations
 from langfuse_schema.tables import APP_TABLES
 from langfuse_schema.verify import verify
-from tests.helpers.canary import canaries
 from tests.helpers.databases import (
     AOI,
     REVISIONS,
@@ -24,9 +23,10 @@ from tests.helpers.databases import (
     environment,
     langfuse_schema,
     run,
-    until,
+    wait_until,
 )
 from tests.helpers.npm import QUIET, connection_string
+from tests.helpers.probes import probes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,11 +111,11 @@ def test_supabase_cli_applies_files_under_load_and_short_statement_timeout(
             f" SELECT '{AOI}', 'x' FROM generate_series(1, {ROWS})",
             SUPERUSER,
         )
-    with canaries(database) as watching:
+    with probes(database) as watching:
         time.sleep(2.0)
-        baseline = max(canary.worst for canary in watching.values())
+        baseline = max(probe.worst for probe in watching.values())
         applied = project.supabase("migration", "up")
-        worst = {table: canary.worst for table, canary in watching.items()}
+        worst = {table: probe.worst for table, probe in watching.items()}
     assert applied.code == 0, applied.stderr
     print(f"longest statements: baseline {baseline:.3f} s, {worst}")
     assert max(worst.values()) <= baseline + LOCK_TIMEOUT
@@ -139,11 +139,11 @@ def test_second_run_of_supabase_cli_completes_killed_run(
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        until(database, invalid)
+        wait_until(database, invalid)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         database.execute(f"SELECT pg_terminate_backend(pid) FROM ({building}) AS build", SUPERUSER)
-        until(database, f"SELECT NOT EXISTS ({building})")
+        wait_until(database, f"SELECT NOT EXISTS ({building})")
         reader.exec_driver_sql("ROLLBACK")
     assert database.execute(invalid) == [(True,)]
     applied = project.supabase("migration", "up")

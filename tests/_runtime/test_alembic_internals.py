@@ -1,4 +1,4 @@
-"""The contract with Alembic: its private interfaces behave as `alembic_internals` expects."""
+"""The private interfaces of Alembic behave as `alembic_internals` expects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OLDEST = "1.18.5"
 
 
 def captured(command_name: str, *arguments: Any, **options: Any) -> EnvironmentContext:
-    """The context of a command, as env.py sees it, configured offline."""
+    """Return the context of a command in env.py, configured offline."""
     config = Config(config_file(), output_buffer=io.StringIO())
     seen: list[EnvironmentContext] = []
 
@@ -46,7 +46,7 @@ def captured(command_name: str, *arguments: Any, **options: Any) -> EnvironmentC
     return seen[0]
 
 
-def test_steps_of_upgrade_are_the_pending_revisions() -> None:
+def test_steps_of_upgrade_are_pending_revisions() -> None:
     context = captured("upgrade", "head", sql=True)
     steps = internals.steps_after(context, ())
     assert steps.revisions == REVISIONS
@@ -55,7 +55,7 @@ def test_steps_of_upgrade_are_the_pending_revisions() -> None:
     assert internals.steps_after(context, (HEAD,)).revisions == ()
 
 
-def test_remaining_steps_are_removed_when_the_next_is_requested() -> None:
+def test_remaining_steps_are_removed_when_next_step_is_requested() -> None:
     steps = internals.steps_after(captured("upgrade", "head", sql=True), ())
     for number, _ in enumerate(steps.remaining()):
         assert len(steps.steps) == len(REVISIONS) - number
@@ -68,18 +68,18 @@ def test_downgrade_runs_discard_of_successor_first() -> None:
     assert step.migration_fn.__name__ == "downgrade"
     calls: list[str] = []
     module = context.script.get_revision(LINKS).module
-    before = module.discard_partial_upgrade
+    original = module.discard_partial_upgrade
     module.discard_partial_upgrade = lambda: calls.append("discard")
     step = internals.with_discards(
         context.get_context().opts["fn"]((CORE,), context.get_context()), context.script
     )[0]
-    module.discard_partial_upgrade = before
-    with pytest.raises(Exception):  # noqa: B017, PT011 - without a database only the order counts
+    module.discard_partial_upgrade = original
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the downgrade fails without a database
         step.migration_fn()
     assert calls == ["discard"]
 
 
-def test_downgrade_of_both_discards_nothing() -> None:
+def test_downgrade_of_two_revisions_lists_successor_first() -> None:
     context = captured("downgrade", f"{LINKS}:base", sql=True)
     steps = internals.steps_after(context, (LINKS,)).steps
     assert [step.revision.revision for step in steps] == [LINKS, CORE]
@@ -113,7 +113,7 @@ def test_x_arguments_are_read_before_env_py() -> None:
     assert internals.x_arguments(Config(config_file())) == {}
 
 
-def test_running_environment_and_its_connection_are_those_of_the_command() -> None:
+def test_running_environment_and_its_connection_belong_to_running_command() -> None:
     assert internals.running_environment() is None
     seen: list[object] = []
 
@@ -135,13 +135,13 @@ def test_running_environment_and_its_connection_are_those_of_the_command() -> No
 def test_preserved_proxies_restore_globals_after_failed_command() -> None:
     before = [dict(vars(module)) for module in (alembic.context, alembic.op)]
     with internals.preserved_proxies():
-        alembic.context._proxy = "changed"  # type: ignore[attr-defined] # Alembic's own
-        alembic.context.script = "changed"  # type: ignore[assignment] # the same
+        alembic.context._proxy = "changed"  # type: ignore[attr-defined] # a private attribute
+        alembic.context.script = "changed"  # type: ignore[assignment] # not a script
     assert [dict(vars(module)) for module in (alembic.context, alembic.op)] == before
 
 
 @pytest.mark.slow
-def test_contract_holds_with_the_oldest_alembic(tmp_path: Path) -> None:
+def test_internals_tests_pass_with_oldest_alembic(tmp_path: Path) -> None:
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps")
     installed = run(*pip, f"--target={tmp_path}", f"alembic=={OLDEST}")
     assert installed.code == 0, installed.stderr

@@ -1,4 +1,4 @@
-"""Statements that are collected, and sent as one message."""
+"""Statements that a batch collects, and sends as one message."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNTED = sa.table("counted", sa.column("value", sa.Text))
 
 
 def test_collected_update_returns_its_number_of_rows(database: Database) -> None:
-    """Alembic checks it: another tool can have changed the version table."""
+    """Alembic checks the number, because another tool can change the version table."""
     with connect(database.url, Options()) as connection:
         batch = Batch(connection)
         with batch.collecting():
@@ -52,7 +52,7 @@ def test_collected_statements_are_sent_before_query_and_commit_and_not_after_rol
     assert "public.third" not in tables
 
 
-def test_failing_statement_of_another_error_is_unknown(database: Database) -> None:
+def test_failing_statement_is_none_for_error_of_earlier_batch(database: Database) -> None:
     with connect(database.url, Options()) as connection:
         batch = Batch(connection)
         errors = []

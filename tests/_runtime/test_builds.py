@@ -1,4 +1,4 @@
-"""Indexes are built online, whatever stands there, and the wait for others has an end."""
+"""Online index builds replace invalid indexes, and wait for transactions until a deadline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.helpers.databases import (
     Database,
     alembic,
     environment,
-    until,
+    wait_until,
 )
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ COLUMNS, UPDATES_PER_SECOND = 190, 10
 
 INDEX = "idx_reflections_langfuse_trace_id"
 
-COLUMN = """ALTER TABLE reflections ADD COLUMN langfuse_trace_id uuid
+ADD_LINK_COLUMN = """ALTER TABLE reflections ADD COLUMN langfuse_trace_id uuid
     REFERENCES langfuse_traces (trace_id) ON DELETE SET NULL"""
 
 
-def oid(database: Database) -> int:
+def index_oid(database: Database) -> int:
     return int(database.execute(f"SELECT '{INDEX}'::regclass::oid")[0][0])
 
 
@@ -70,7 +70,7 @@ def is_valid(database: Database) -> bool:
 
 @contextmanager
 def long_transaction(database: Database, query: str = "SELECT 1 FROM pg_class") -> Iterator[None]:
-    """Somebody reads something else in a long transaction, like pg_dump."""
+    """Run a query in a long transaction with a snapshot, as pg_dump does."""
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ")
         reader.exec_driver_sql(query)
@@ -78,47 +78,47 @@ def long_transaction(database: Database, query: str = "SELECT 1 FROM pg_class") 
         reader.exec_driver_sql("ROLLBACK")
 
 
-@pytest.mark.parametrize("shape", ["(langfuse_trace_id)", "(user_id)"])
-def test_upgrade_rebuilds_invalid_index(database: Database, shape: str, project: Project) -> None:
-    project.go(database, CORE)
-    database.execute(COLUMN)
-    database.execute(f"CREATE INDEX {INDEX} ON reflections {shape}")
+@pytest.mark.parametrize("columns", ["(langfuse_trace_id)", "(user_id)"])
+def test_upgrade_rebuilds_invalid_index(database: Database, columns: str, project: Project) -> None:
+    project.migrate(database, CORE)
+    database.execute(ADD_LINK_COLUMN)
+    database.execute(f"CREATE INDEX {INDEX} ON reflections {columns}")
     invalidate(database)
-    before = oid(database)
-    project.go(database, LINKS)
-    assert oid(database) != before
+    before = index_oid(database)
+    project.migrate(database, LINKS)
+    assert index_oid(database) != before
     assert is_valid(database)
 
 
 def test_upgrade_keeps_valid_index_of_operator(database: Database) -> None:
     migrations.upgrade(database.url, CORE)
-    database.execute(COLUMN)
+    database.execute(ADD_LINK_COLUMN)
     database.execute(f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id)")
-    before = oid(database)
+    before = index_oid(database)
     migrations.upgrade(database.url, LINKS)
-    assert oid(database) == before
+    assert index_oid(database) == before
 
 
-WRONG = {
+CONFLICTING = {
     "other column": f"CREATE INDEX {INDEX} ON reflections (user_id)",
     "other method": f"CREATE INDEX {INDEX} ON reflections USING hash (langfuse_trace_id)",
     "partial": f"CREATE INDEX {INDEX} ON reflections (langfuse_trace_id) WHERE mood > 1",
     "unique": f"CREATE UNIQUE INDEX {INDEX} ON reflections (langfuse_trace_id)",
     "other table": f"CREATE INDEX {INDEX} ON ai_coach_messages (user_id)",
-    "no index": f"CREATE TABLE {INDEX} (id int)",
+    "table": f"CREATE TABLE {INDEX} (id int)",
 }
 
 
-@pytest.mark.parametrize("found_by", ["preflight", "the build itself"])
-@pytest.mark.parametrize("planted", WRONG.values(), ids=WRONG)
-def test_upgrade_refuses_index_of_another_shape(
-    database: Database, planted: str, found_by: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("found_by", ["preflight", "build"])
+@pytest.mark.parametrize("statement", CONFLICTING.values(), ids=CONFLICTING)
+def test_upgrade_refuses_index_of_another_definition(
+    database: Database, statement: str, found_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrations.upgrade(database.url, CORE)
-    database.execute(COLUMN)
-    database.execute(planted)
+    database.execute(ADD_LINK_COLUMN)
+    database.execute(statement)
     before = database.catalog()
-    if found_by == "the build itself":
+    if found_by == "build":
         monkeypatch.setattr(preflight, "check", lambda *_: [])
     with pytest.raises(CommandError, match=INDEX):
         migrations.upgrade(database.url, LINKS)
@@ -130,7 +130,7 @@ def test_upgrade_refuses_index_of_another_shape(
 
 def test_upgrade_waits_for_index_build_of_operator(database: Database) -> None:
     migrations.upgrade(database.url, CORE)
-    database.execute(COLUMN)
+    database.execute(ADD_LINK_COLUMN)
     with long_transaction(database):
         build = threading.Thread(
             target=database.execute,
@@ -139,13 +139,13 @@ def test_upgrade_waits_for_index_build_of_operator(database: Database) -> None:
         build.start()
         while not database.execute("SELECT count(*) FROM pg_index WHERE NOT indisvalid")[0][0]:
             time.sleep(0.01)
-        before = oid(database)
+        before = index_oid(database)
         upgrade = threading.Thread(target=migrations.upgrade, args=(database.url, LINKS))
         upgrade.start()
         time.sleep(2.0)
     build.join()
     upgrade.join()
-    assert oid(database) == before
+    assert index_oid(database) == before
     assert is_valid(database)
 
 
@@ -163,9 +163,9 @@ def test_index_build_stops_at_lock_deadline(database: Database) -> None:
 
 
 def test_index_build_stops_at_lock_deadline_without_lock_monitor(database: Database) -> None:
-    """A role with one connection has no second one for the monitor."""
+    """A role with a limit of one connection cannot open a second one for the monitor."""
     migrations.upgrade(database.url, CORE)
-    role = f"lonely_{database.url.database}"
+    role = f"limited_{database.url.database}"
     database.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1 IN ROLE postgres", SUPERUSER)
     try:
         with long_transaction(database), pytest.raises(SchemaError) as refused:
@@ -181,31 +181,31 @@ def test_index_build_stops_at_lock_deadline_without_lock_monitor(database: Datab
 
 def test_index_build_prints_one_progress_line_after_one_second(database: Database) -> None:
     with long_transaction(database):
-        process = upgrade_on(database, subprocess.PIPE)
-        until(database, BUILDING)
+        process = start_upgrade(database, subprocess.PIPE)
+        wait_until(database, BUILDING)
         time.sleep(2.0)
     _, printed = process.communicate()
     assert process.returncode == 0, printed
     lines = [line for line in printed.decode().splitlines() if "waiting for old snapshots" in line]
-    assert len(lines) == 1, "one line in ten seconds"
+    assert len(lines) == 1, "expected one line every ten seconds"
     assert "public.ai_coach_messages: " in lines[0]
     assert "\r" not in printed.decode()
 
 
 @pytest.mark.slow
 def test_index_build_updates_one_progress_line_on_terminal(database: Database) -> None:
-    """Seldom, whatever lock_timeout is, and within the width, without what a terminal obeys."""
+    """The line is updated rarely, fits into the terminal, and contains no control characters."""
     parent_end, child_end = pty.openpty()
     fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     began = time.monotonic()
     with long_transaction(database, f"SELECT '\x1b[2J\x07安全{'x' * 60}'"):
-        process = upgrade_on(database, child_end, "-x", "lock_timeout=20ms")
+        process = start_upgrade(database, child_end, "-x", "lock_timeout=20ms")
         os.close(child_end)
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         time.sleep(2.0)
         took = time.monotonic() - began
     printed = b""
-    while part := read(parent_end):
+    while part := read_terminal(parent_end):
         printed += part
     os.close(parent_end)
     assert process.wait() == 0
@@ -213,8 +213,8 @@ def test_index_build_updates_one_progress_line_on_terminal(database: Database) -
     waiting = [update for update in updates if "waiting for old snapshots" in update]
     assert 2 < len(waiting) <= UPDATES_PER_SECOND * took
     assert any("安全" in update for update in waiting), waiting
-    assert all(width(update) < COLUMNS for update in waiting)
-    assert any(width(update) >= COLUMNS - 2 for update in waiting)
+    assert all(display_width(update) < COLUMNS for update in waiting)
+    assert any(display_width(update) >= COLUMNS - 2 for update in waiting)
     assert "\x1b" not in "".join(waiting)
     assert "\x07" not in printed.decode()
 
@@ -228,7 +228,7 @@ def test_index_build_updates_one_progress_line_on_terminal(database: Database) -
         ("a\u0301bcdefg", "a\u0301bcde"),
     ],
 )
-def test_line_is_cut_to_columns_of_terminal(line: str, expected: str) -> None:
+def test_progress_line_is_cut_to_width_of_terminal(line: str, expected: str) -> None:
     assert lock_monitor.cut(line, 5) == expected
 
 
@@ -239,11 +239,11 @@ def test_session_is_described_without_control_characters() -> None:
     assert "SELECT 1 2J;" in described
 
 
-def width(line: str) -> int:
+def display_width(line: str) -> int:
     return len(line) + line.count("安") + line.count("全")
 
 
-def upgrade_on(database: Database, stderr: int, *options: str) -> subprocess.Popen[bytes]:
+def start_upgrade(database: Database, stderr: int, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "alembic", *options, "upgrade", "head"],
         cwd=CHECKOUT,
@@ -252,16 +252,16 @@ def upgrade_on(database: Database, stderr: int, *options: str) -> subprocess.Pop
     )
 
 
-def read(terminal: int) -> bytes:
+def read_terminal(terminal: int) -> bytes:
     try:
         return os.read(terminal, 4096)
-    except OSError:  # how Linux says that nobody has the other end open any more
+    except OSError:  # Linux raises it when the other end is closed
         return b""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
-def test_connection_that_ends_during_index_build_is_reported_as_lost(
+def test_upgrade_reports_connection_lost_during_index_build(
     database: Database, driver: str
 ) -> None:
     migrations.upgrade(database.url, CORE)
@@ -269,7 +269,7 @@ def test_connection_that_ends_during_index_build_is_reported_as_lost(
     with database.connect() as reader, ThreadPoolExecutor() as threads:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         run = threads.submit(migrations.upgrade, engine)
-        until(database, "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index)")
+        wait_until(database, "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index)")
         database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
         error = run.exception()
         reader.exec_driver_sql("ROLLBACK")

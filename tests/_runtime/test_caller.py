@@ -1,4 +1,4 @@
-"""Commands that an app calls from its own env.py and from its own revisions."""
+"""Commands that an app calls in its env.py and in its revisions."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ class App:
         (self.folder / "versions").mkdir()
         (self.folder / "env.py").write_text(ENVIRONMENT + end)
         names = [f"a{number}" for number in range(1, len(revisions) + 1)]
-        for name, before, body in zip(names, [None, *names], revisions, strict=False):
-            text = REVISION.format(revision=name, down_revision=before, upgrade=body.strip("\n"))
+        for name, previous, body in zip(names, [None, *names], revisions, strict=False):
+            text = REVISION.format(revision=name, down_revision=previous, upgrade=body.strip("\n"))
             (self.folder / "versions" / f"{name}.py").write_text(text)
 
     def upgrade(self) -> None:
         command.upgrade(self.config(), "head")
 
     def heads(self) -> tuple[str, str]:
-        """The recorded revisions of the app and of langfuse-schema."""
+        """Return the recorded revisions of the app and of langfuse-schema."""
         tables = ("public.alembic_version", "langfuse_migrations.alembic_version")
         (app,), (langfuse,) = (
             self.database.execute(f"SELECT min(version_num) FROM {table}") for table in tables
@@ -121,6 +121,7 @@ class App:
         return app[0], langfuse[0]
 
     def finding(self, code: str) -> str:
+        """Assert that an upgrade raises findings of one code, and return the message."""
         with pytest.raises(SchemaError) as raised:
             self.upgrade()
         assert {one.code for one in raised.value.findings} == {code}
@@ -132,7 +133,7 @@ def app(database: Database, tmp_path: Path) -> App:
     return App(tmp_path, database)
 
 
-NOTHING = "    pass"
+EMPTY = "    pass"
 CREATE = "    op.create_table('app_rows', sa.Column('id', sa.Integer))"
 
 
@@ -147,7 +148,7 @@ CREATE = "    op.create_table('app_rows', sa.Column('id', sa.Integer))"
     ],
 )  # fmt: skip
 def test_upgrade_in_env_py_leaves_both_histories_at_head(app: App, end: str) -> None:
-    app.write(CREATE, NOTHING, end=end)
+    app.write(CREATE, EMPTY, end=end)
     app.upgrade()
     assert app.heads() == ("a2", HEAD)
     app.upgrade()
@@ -176,7 +177,7 @@ def test_upgrade_in_autocommit_block_of_revision_leaves_both_histories_at_head(
 
 
 @pytest.mark.slow
-def test_every_command_in_revision_that_locks_nothing_succeeds(app: App) -> None:
+def test_all_commands_succeed_in_revision_without_locks(app: App) -> None:
     app.write(
         CREATE
         + """
@@ -229,7 +230,7 @@ def test_upgrade_in_revision_that_has_read_a_table_stops_with_message(
 
 @pytest.mark.slow
 def test_upgrade_in_revision_with_old_snapshot_stops_with_message(app: App) -> None:
-    """Such a transaction holds no lock of a table, but an index build waits for its snapshot."""
+    """The transaction locks no table, but an index build waits for its snapshot."""
     app.write("    migrations.upgrade(url)")
     environment = app.folder / "env.py"
     isolated = "poolclass=sa.NullPool, isolation_level='REPEATABLE READ'"
@@ -262,7 +263,7 @@ def test_upgrade_at_head_in_revision_that_has_locked_a_table_has_nothing_to_do(a
 
 @pytest.mark.parametrize(
     ("revision", "end"),
-    [("    migrations.upgrade(url)", "run_app()"), (NOTHING, "migrations.upgrade(url)\nrun_app()")],
+    [("    migrations.upgrade(url)", "run_app()"), (EMPTY, "migrations.upgrade(url)\nrun_app()")],
     ids=["revision", "env.py"],
 )
 def test_upgrade_in_offline_environment_is_refused(app: App, revision: str, end: str) -> None:
@@ -276,7 +277,7 @@ def test_upgrade_in_offline_environment_is_refused(app: App, revision: str, end:
 def test_upgrades_of_two_databases_in_two_threads_succeed(
     database: Database, second_database: Database
 ) -> None:
-    """Alembic's globals exist once, so a revision would run on the other thread's connection."""
+    """Alembic has global variables, which would give a revision the other connection."""
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda one: migrations.upgrade(one.url), [database, second_database]))
     assert verify(database.url) == verify(second_database.url) == []

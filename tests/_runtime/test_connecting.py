@@ -1,4 +1,4 @@
-"""Connecting to hosts that do not answer, and to servers that refuse."""
+"""Connections to hosts that do not answer, and to servers that reject them."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ COMMANDS = (
 )
 
 SSL_REQUESTS = (80877103, 80877104)
-JAPANESE = "データベースシステムは起動しています"
+JAPANESE_MESSAGE = "データベースシステムは起動しています"
 
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts connections, and never answers."""
+    """Yield a port that accepts connections, and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         yield listener.getsockname()[1]
 
 
 @contextlib.contextmanager
-def answering(*fields: str) -> Iterator[int]:
+def rejecting_server(*fields: str) -> Iterator[int]:
     """Yield the port of a server that answers a login with an error."""
     body = b"".join(field.encode() + b"\0" for field in fields) + b"\0"
     answer = b"E" + struct.pack(">I", len(body) + 4) + body
@@ -71,7 +71,8 @@ def answering(*fields: str) -> Iterator[int]:
     thread.join()
 
 
-def refused(url: str) -> migrations.Finding:
+def refusal(url: str) -> migrations.Finding:
+    """Return the finding of preflight, which cannot connect."""
     with pytest.raises(SchemaError) as error:
         migrations.preflight(url)
     (finding,) = error.value.findings
@@ -79,6 +80,7 @@ def refused(url: str) -> migrations.Finding:
 
 
 def run_at(port: int, *arguments: str) -> tuple[Outcome, float]:
+    """Run a command, and return its outcome and its duration in seconds."""
     began = time.monotonic()
     url = f"postgresql://postgres@127.0.0.1:{port}/app"
     outcome = langfuse_schema(None, *arguments, DATABASE_URL=url)
@@ -139,15 +141,15 @@ def test_url_with_several_hosts_is_shown_as_written(url: str, expected: str) -> 
 
 
 def test_server_error_in_any_language_is_reported() -> None:
-    with answering("S致命的エラー", "VFATAL", "C57P03", f"M{JAPANESE}") as port:
-        finding = refused(f"postgresql://postgres@127.0.0.1:{port}/app")
+    with rejecting_server("S致命的エラー", "VFATAL", "C57P03", f"M{JAPANESE_MESSAGE}") as port:
+        finding = refusal(f"postgresql://postgres@127.0.0.1:{port}/app")
     assert finding.code == "connection-rejected"
-    assert JAPANESE in str(finding.cause)
+    assert JAPANESE_MESSAGE in str(finding.cause)
 
 
 def test_missing_encryption_of_server_is_reported() -> None:
-    with answering("SFATAL", "C57P03", "Mnever sent") as port:
-        finding = refused(f"postgresql://postgres@127.0.0.1:{port}/app?sslmode=require")
+    with rejecting_server("SFATAL", "C57P03", "Mnever sent") as port:
+        finding = refusal(f"postgresql://postgres@127.0.0.1:{port}/app?sslmode=require")
     assert finding.code == "connection-rejected"
     assert "SSL" in str(finding.cause)
 
@@ -156,6 +158,6 @@ def test_full_connection_slots_are_reported(database: Database) -> None:
     limit = f'ALTER DATABASE "{database.url.database}" CONNECTION LIMIT {{}}'
     database.execute(limit.format(0), SUPERUSER)
     try:
-        assert refused(database.text).code == "connections-exhausted"
+        assert refusal(database.text).code == "connections-exhausted"
     finally:
         database.execute(limit.format(-1), SUPERUSER)

@@ -1,4 +1,4 @@
-"""Commands over a long distance: few round trips, and no lock that is held during many of them."""
+"""Commands over a long distance need few round trips, and hold locks during few of them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import pytest
 from langfuse_schema import migrations
 from langfuse_schema._runtime.options import Options
 from langfuse_schema.verify import verify
-from tests.helpers.canary import CANARIES, WRITES, Canary, connect
 from tests.helpers.databases import SUPERUSER
+from tests.helpers.probes import PROBES, WRITES, Probe, connect
 from tests.helpers.relay import relayed
 
 if TYPE_CHECKING:
     from tests.helpers.databases import Database
 
-MOST = {
+LIMITS = {
     "upgrade": 90,
     "nothing to do": 16,
     "verify": 20,
     "preflight": 20,
     "downgrade": 70,
 }
-"""Round trips of the commands, on a database that is empty at first."""
+"""The highest number of round trips of each command, in this order on an empty database."""
 
 DISTANCE_SECONDS, UPGRADE_SECONDS = 0.05, 5.5
 LONG_DISTANCE_SECONDS = 0.2
-OWN_SECONDS = 0.25  # of a statement of the load, on a busy machine
+STATEMENT_SECONDS = 0.25  # of a statement without a run, on a busy machine
 
-REFUSES_INDEX = """
+REFUSE_INDEX = """
     CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$
     BEGIN
       IF to_regclass('public.idx_langfuse_scores_status') IS NOT NULL THEN
@@ -58,12 +58,12 @@ def test_commands_need_few_round_trips(database: Database) -> None:
             before = relay.round_trips
             command()
             counted[name] = relay.round_trips - before
-    assert {name: number for name, number in counted.items() if number > MOST[name]} == {}
+    assert {name: number for name, number in counted.items() if number > LIMITS[name]} == {}
     assert all(counted.values())
 
 
-def test_error_names_failing_statement_of_a_revision(database: Database) -> None:
-    database.execute(REFUSES_INDEX, SUPERUSER)
+def test_error_names_failing_statement_of_revision(database: Database) -> None:
+    database.execute(REFUSE_INDEX, SUPERUSER)
     before = database.catalog()
     with pytest.raises(migrations.SchemaError) as refused:
         migrations.upgrade(database.url)
@@ -78,7 +78,7 @@ def test_error_names_failing_statement_of_a_revision(database: Database) -> None
 
 
 @pytest.mark.slow
-def test_upgrade_over_50_ms_takes_few_seconds(database: Database) -> None:
+def test_upgrade_at_round_trip_of_50_ms_takes_few_seconds(database: Database) -> None:
     with relayed(database, DISTANCE_SECONDS) as (_, through):
         began = time.monotonic()
         migrations.upgrade(through.url)
@@ -88,13 +88,13 @@ def test_upgrade_over_50_ms_takes_few_seconds(database: Database) -> None:
 
 
 @pytest.mark.slow
-def test_load_waits_for_few_round_trips_of_a_distant_run(database: Database) -> None:
-    """Each table of the app, and each Langfuse table while it exists, is read and written."""
-    statements = {**CANARIES, **{f"write {name}": sql for name, sql in WRITES.items()}}
+def test_load_waits_for_lock_timeout_and_two_round_trips_at_most(database: Database) -> None:
+    """The load reads and writes app tables, and reads each Langfuse table while it exists."""
+    statements = {**PROBES, **{f"write {name}": sql for name, sql in WRITES.items()}}
     tables = ("langfuse_traces", "langfuse_scores", "langfuse_batch_runs", "rate_limit_logs")
     statements |= {f"read {name}": f"SELECT count(*) FROM public.{name}" for name in tables}
-    watching = {name: _Tolerant(statement) for name, statement in statements.items()}
-    threads = [threading.Thread(target=one.run, args=(database,)) for one in watching.values()]
+    running = {name: _TolerantProbe(statement) for name, statement in statements.items()}
+    threads = [threading.Thread(target=probe.run, args=(database,)) for probe in running.values()]
     for thread in threads:
         thread.start()
     try:
@@ -102,18 +102,18 @@ def test_load_waits_for_few_round_trips_of_a_distant_run(database: Database) -> 
             migrations.upgrade(through.url)
             migrations.downgrade(through.url, "base")
     finally:
-        for one in watching.values():
-            one.stop.set()
+        for probe in running.values():
+            probe.stop.set()
         for thread in threads:
             thread.join()
-    worst = {name: round(one.worst, 3) for name, one in watching.items()}
-    print(f"longest statements beside a run at a round trip of 200 ms: {worst}")
-    longest = Options.lock_timeout + 2 * LONG_DISTANCE_SECONDS + OWN_SECONDS
+    worst = {name: round(probe.worst, 3) for name, probe in running.items()}
+    print(f"longest statements during a run at a round trip of 200 ms: {worst}")
+    longest = Options.lock_timeout + 2 * LONG_DISTANCE_SECONDS + STATEMENT_SECONDS
     assert {name: seconds for name, seconds in worst.items() if seconds > longest} == {}
 
 
-class _Tolerant(Canary):
-    """A canary whose table can be missing."""
+class _TolerantProbe(Probe):
+    """A probe whose table can be missing."""
 
     def run(self, database: Database) -> None:
         with connect(database) as connection:

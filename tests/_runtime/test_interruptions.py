@@ -1,4 +1,4 @@
-"""A run may end at any statement, in any way: the next run heals what it left."""
+"""The next run repairs the database after a run that ended at any statement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.databases import (
     environment,
     run,
     signal_build,
-    until,
+    wait_until,
 )
 from tests.helpers.projects import Project
 from tests.helpers.tcp_proxy import kill_at, proxied, start
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
 
-OWN = Project()
+PACKAGE = Project()
 BUILDS = 6
 
 EXIT_SECONDS = 1.0
@@ -47,34 +47,34 @@ STALLED_STATEMENT = 25  # the message with the first revision
 ORPHAN_SECONDS = 10.0  # client_connection_check_interval is 2 s
 
 
-def go(database: Database, revision: str, project: Project = OWN) -> None:
-    """Migrate to base or head from wherever the database is."""
-    project.go(database, revision, downgrade=revision == "base")
+def migrate(database: Database, revision: str, project: Project = PACKAGE) -> None:
+    """Downgrade to base, or upgrade to head."""
+    project.migrate(database, revision, downgrade=revision == "base")
 
 
-def statements_of(database: Database, direction: str, project: Project = OWN) -> list[str]:
-    """The statements of an undisturbed run, which ends where it began."""
+def statements_of(database: Database, direction: str, project: Project = PACKAGE) -> list[str]:
+    """Return the statements of an uninterrupted run, and migrate back to its origin."""
     origin, target = DIRECTIONS[direction]
-    go(database, origin, project)
+    migrate(database, origin, project)
     with proxied(database) as (proxy, through):
         process = start(direction, through, target, project)
         process.join()
         assert process.exitcode == 0
         statements = list(proxy.statements)
-    go(database, origin, project)
+    migrate(database, origin, project)
     return statements
 
 
-def undisturbed(database: Database, project: Project = OWN) -> dict[str, Catalog]:
-    """The catalogs of all schemas at head and at base, once the version table is there."""
+def expected_catalogs(database: Database, project: Project = PACKAGE) -> dict[str, Catalog]:
+    """Return the catalogs of all schemas at head and at base, with a version table."""
     found = {}
     for revision in ("head", "base"):
-        go(database, revision, project)
+        migrate(database, revision, project)
         found[revision] = database.catalog()
     return found
 
 
-def assert_nothing_is_left(database: Database) -> None:
+def assert_no_lock_or_invalid_index(database: Database) -> None:
     assert database.execute(
         "SELECT (SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
         "   WHERE l.locktype = 'advisory' AND d.datname = current_database()),"
@@ -91,28 +91,28 @@ def test_next_run_repairs_database_after_kill_at_any_statement(
     repaired_by: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    expected = undisturbed(database)
+    expected = expected_catalogs(database)
     origin, target = DIRECTIONS[direction]
     statements = statements_of(database, direction)
     points = kill_points(statements)
     repaired = 0
     for number, before in points:
-        where = f"{'before' if before else 'after'} {number}: {statements[number - 1]}"
-        assert kill_at(direction, database, target, number, before=before), where
-        go(database, repaired_by)
-        assert database.catalog() == expected[repaired_by], where
-        assert_nothing_is_left(database)
+        point = f"{'before' if before else 'after'} {number}: {statements[number - 1]}"
+        assert kill_at(direction, database, target, number, before=before), point
+        migrate(database, repaired_by)
+        assert database.catalog() == expected[repaired_by], point
+        assert_no_lock_or_invalid_index(database)
         repaired += 1
         if repaired_by != origin:
-            go(database, origin)
-    what = f"of {len(points)} kills in {len(statements)} statements of {direction}"
-    record_property(f"{what}, repaired by going to {repaired_by}", repaired)
+            migrate(database, origin)
+    label = f"of {len(points)} kills in {len(statements)} statements of {direction}"
+    record_property(f"{label}, repaired by a run to {repaired_by}", repaired)
 
 
 def kill_points(statements: list[str]) -> list[tuple[int, bool]]:
-    """Before each statement, which is also after the one before, and while one changes something.
+    """Return the points before each statement, and those during each statement that writes.
 
-    A kill while the server reads leaves nothing else behind than one before it does.
+    A kill during a statement that reads has the same effect as a kill before it.
     """
     reading = ("SELECT", "BEGIN", "ROLLBACK", "SHOW")
     points = []
@@ -128,20 +128,20 @@ def kill_points(statements: list[str]) -> list[tuple[int, bool]]:
 def test_next_run_repairs_database_after_kill_in_each_revision(
     database: Database, project: Project
 ) -> None:
-    """The fast part of the proof above."""
-    expected = undisturbed(database, project)
-    points = milestones(statements_of(database, "upgrade", project))
+    """This test kills a run once in each revision and in each build."""
+    expected = expected_catalogs(database, project)
+    points = commits_and_builds(statements_of(database, "upgrade", project))
     assert len(points) >= len(REVISIONS) + BUILDS
     for number, statement in points:
         assert kill_at("upgrade", database, "head", number, before=False, project=project)
-        go(database, "head", project)
+        migrate(database, "head", project)
         assert database.catalog() == expected["head"], statement
-        assert_nothing_is_left(database)
-        go(database, "base", project)
+        assert_no_lock_or_invalid_index(database)
+        migrate(database, "base", project)
 
 
-def milestones(statements: list[str]) -> list[tuple[int, str]]:
-    """The end of each revision, and each index that is built online, by number."""
+def commits_and_builds(statements: list[str]) -> list[tuple[int, str]]:
+    """Return the end of each revision and each online index build, with their numbers."""
     recorded = re.compile(
         r"(INSERT INTO|UPDATE|DELETE FROM) (langfuse_migrations\.)?alembic_version\b"
     )
@@ -162,16 +162,16 @@ def terminate(database: Database) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
-@pytest.mark.parametrize("how", ["terminate", "cut"])
+@pytest.mark.parametrize("loss", ["terminate", "cut"])
 def test_next_run_repairs_database_after_lost_connection(
-    database: Database, direction: str, how: str, record_property: Callable[[str, object], None]
+    database: Database, direction: str, loss: str, record_property: Callable[[str, object], None]
 ) -> None:
-    def disturb() -> None:
-        if how == "terminate":
+    def interrupt() -> None:
+        if loss == "terminate":
             terminate(database)
 
-    repaired = repair_lost_connections(database, direction, disturb, cut=how == "cut")
-    record_property(f"connections lost by {how} in {direction}, repaired", repaired)
+    repaired = repair_lost_connections(database, direction, interrupt, cut=loss == "cut")
+    record_property(f"connections lost by {loss} in {direction}, repaired", repaired)
 
 
 @pytest.mark.slow
@@ -186,25 +186,25 @@ def test_next_run_repairs_database_after_restart_of_server(
 
 
 def repair_lost_connections(
-    database: Database, direction: str, disturb: Callable[[], None], *, cut: bool
+    database: Database, direction: str, interrupt: Callable[[], None], *, cut: bool
 ) -> int:
-    """Disturb a run at the end of each revision and in each build, heal it, and count."""
+    """Interrupt a run at the end of each revision and in each build, and count the repairs."""
     repaired = 0
-    expected = undisturbed(database)
+    expected = expected_catalogs(database)
     origin, target = DIRECTIONS[direction]
-    points = milestones(statements_of(database, direction))
+    points = commits_and_builds(statements_of(database, direction))
     for repaired_by in ("head", "base"):
         for number, statement in points:
-            go(database, origin)
+            migrate(database, origin)
             with proxied(database, number, before=False) as (proxy, through):
-                proxy.on_stop, proxy.cut = disturb, cut
+                proxy.on_stop, proxy.cut = interrupt, cut
                 process = start(direction, through, target)
                 process.join()
-                # The client may be gone before the disturbance is complete.
+                # The client can exit before the interruption is complete.
                 assert proxy.stopped.wait(60), statement
-            go(database, repaired_by)
+            migrate(database, repaired_by)
             assert database.catalog() == expected[repaired_by], statement
-            assert_nothing_is_left(database)
+            assert_no_lock_or_invalid_index(database)
             repaired += 1
     return repaired
 
@@ -218,23 +218,23 @@ def repair_lost_connections(
 def test_runner_exits_within_one_second_of_signal(
     database: Database, program: str, number: int, code: int
 ) -> None:
-    exited_after = interrupt_a_build(database, program, number, code)
+    exited_after = interrupt_build(database, program, number, code)
     began = time.monotonic()
     run(sys.executable, "-m", program, "heads")
-    # On a machine so busy that a process that does nothing takes longer, that is the measure.
+    # On a busy machine, a process without work can take longer than the limit.
     assert exited_after <= max(EXIT_SECONDS, time.monotonic() - began)
-    go(database, "head")
-    assert_nothing_is_left(database)
+    migrate(database, "head")
+    assert_no_lock_or_invalid_index(database)
 
 
 def test_runner_exits_within_one_second_of_signal_when_network_stalls(database: Database) -> None:
-    stalled, over = threading.Event(), threading.Event()
+    stalled, released = threading.Event(), threading.Event()
     with proxied(database, stop_at=STALLED_STATEMENT) as (proxy, through):
 
         def stall() -> None:
             proxy.silent = True
             stalled.set()
-            over.wait(30)
+            released.wait(30)
 
         proxy.on_stop = stall
         process = subprocess.Popen(
@@ -249,18 +249,18 @@ def test_runner_exits_within_one_second_of_signal_when_network_stalls(database: 
         process.send_signal(signal.SIGINT)
         _, printed = process.communicate(timeout=30)
         exited_after = time.monotonic() - began
-        over.set()
+        released.set()
     began = time.monotonic()
     run(sys.executable, "-m", "langfuse_schema", "heads")
     assert exited_after <= max(EXIT_SECONDS, time.monotonic() - began)
     assert process.returncode == 130
     assert "interrupted; run the same command again to resume" in printed
-    go(database, "head")
-    assert_nothing_is_left(database)
+    migrate(database, "head")
+    assert_no_lock_or_invalid_index(database)
 
 
-def interrupt_a_build(database: Database, program: str, number: int, code: int) -> float:
-    """Send a signal to a run, check its output, and return how long it took to end."""
+def interrupt_build(database: Database, program: str, number: int, code: int) -> float:
+    """Send a signal to a run, check its output, and return the seconds until it ended."""
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -279,7 +279,7 @@ def interrupt_a_build(database: Database, program: str, number: int, code: int) 
 
 
 def test_upgrade_keeps_signal_handlers_and_loggers_of_program(database: Database) -> None:
-    """Neither during a run nor afterwards is anything of the whole process changed."""
+    """The state of the process is unchanged during a run and after it."""
 
     def process_state() -> list[object]:
         loggers = [logging.getLogger(name) for name in ("", "alembic", "langfuse_schema")]
@@ -291,15 +291,15 @@ def test_upgrade_keeps_signal_handlers_and_loggers_of_program(database: Database
         ]
 
     def record_state(*_: object) -> None:
-        seen.append(process_state())
+        states.append(process_state())
 
     before = process_state()
-    seen: list[list[object]] = []
+    states: list[list[object]] = []
     engine = sa.create_engine(database.url, poolclass=sa.NullPool)
     sa.event.listen(engine, "before_cursor_execute", record_state)
     migrations.upgrade(engine)
-    assert seen
-    assert all(during == before for during in seen)
+    assert states
+    assert all(during == before for during in states)
     assert process_state() == before
 
 
@@ -307,20 +307,20 @@ def test_next_runner_waits_for_orphaned_backend_of_killed_runner(database: Datab
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         killed = start("upgrade", database, "head")
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         orphan = lock_holders(database)
         killed.kill()
         killed.join()
-        assert lock_holders(database) == orphan, "the orphan still works, and holds the lock"
-        following = start("upgrade", database, "head")
+        assert lock_holders(database) == orphan, "the orphaned backend does not hold the lock"
+        next_run = start("upgrade", database, "head")
         deadline = time.monotonic() + ORPHAN_SECONDS
         while builders(database) <= orphan:
             assert time.monotonic() < deadline
-        assert lock_holders(database) == builders(database), "only now, and alone"
+        assert lock_holders(database) == builders(database), "the builder does not hold the lock"
         reader.exec_driver_sql("ROLLBACK")
-        following.join()
-    assert following.exitcode == 0
-    assert_nothing_is_left(database)
+        next_run.join()
+    assert next_run.exitcode == 0
+    assert_no_lock_or_invalid_index(database)
 
 
 def lock_holders(database: Database) -> set[int]:

@@ -1,4 +1,4 @@
-"""Others do not wait for us longer than one lock_timeout, and we wait for them."""
+"""Other sessions wait for a run at most one lock_timeout, and a run waits for their locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sqlalchemy import event
 
 from langfuse_schema import migrations, tables
 from langfuse_schema._postgres.findings import SchemaError
-from tests.helpers.canary import WRITES, canaries, held
 from tests.helpers.databases import (
     AOI,
     CHECKOUT,
@@ -26,12 +25,13 @@ from tests.helpers.databases import (
     Database,
     alembic,
     environment,
-    until,
+    wait_until,
 )
 from tests.helpers.fixes import commands, follows
+from tests.helpers.probes import WRITES, held, probes
 from tests.helpers.projects import Project
 
-OWN = Project()
+PACKAGE = Project()
 
 LOCK_TIMEOUT = 0.5
 ALLOWANCE = 0.2
@@ -53,20 +53,23 @@ def assert_short_waits(
     direction: str,
     held_tables: tuple[str, ...],
     seconds: float,
-    project: Project = OWN,
+    project: Project = PACKAGE,
 ) -> None:
-    """Migrate while tables are held, the second from a little later on."""
+    """Assert that probes wait briefly during a run, while other sessions hold tables.
+
+    The first table is held before the run, and the second one during the run.
+    """
     if direction == "downgrade":
-        project.go(database, "head")
+        project.migrate(database, "head")
     target = "head" if direction == "upgrade" else "base"
-    with canaries(database) as watching, ExitStack() as holders:
+    with probes(database) as running, ExitStack() as holders:
         for table in held_tables[:1]:
             holders.enter_context(held(database, table))
         time.sleep(1.0)
-        own_worst = max(canary.worst for canary in watching.values())
+        baseline = max(probe.worst for probe in running.values())
         process = project.start(database, direction, target)
         if held_tables:
-            until(database, WAITING)
+            wait_until(database, WAITING)
         began = time.monotonic()
         for table in held_tables[1:]:
             time.sleep(1.0)
@@ -76,10 +79,12 @@ def assert_short_waits(
         released = time.monotonic()
         _, message = process.communicate()
         ended = time.monotonic() - released
-        worst = {table: round(canary.worst, 3) for table, canary in watching.items()}
+        worst = {table: round(probe.worst, 3) for table, probe in running.items()}
     assert process.returncode == 0, message
-    print(f"{direction} {held_tables}: own {own_worst:.3f} s, {worst}, ended {ended:.1f} s after")
-    assert max(worst.values()) <= own_worst + LOCK_TIMEOUT + ALLOWANCE
+    print(
+        f"{direction} {held_tables}: {worst}, baseline {baseline:.3f} s; ended after {ended:.1f} s"
+    )
+    assert max(worst.values()) <= baseline + LOCK_TIMEOUT + ALLOWANCE
     assert ended <= END_SECONDS or not held_tables
 
 
@@ -103,7 +108,7 @@ def test_other_sessions_wait_at_most_one_lock_timeout(
     ],
     ids=" and ".join,
 )
-def test_other_sessions_wait_at_most_one_lock_timeout_for_ten_seconds(
+def test_other_sessions_wait_at_most_one_lock_timeout_during_ten_seconds(
     database: Database, direction: str, held_tables: tuple[str, ...]
 ) -> None:
     assert_short_waits(database, direction, held_tables, 10.0)
@@ -111,7 +116,7 @@ def test_other_sessions_wait_at_most_one_lock_timeout_for_ten_seconds(
 
 @pytest.mark.slow
 def test_index_build_blocks_no_writer_of_large_table(database: Database) -> None:
-    """How much less than the timeouts it is, benchmarks/live.py measures."""
+    """benchmarks/live.py measures the waits, which are much shorter than lock_timeout."""
     for table in tables.APP_TABLES:
         database.execute(
             f"INSERT INTO {table} (user_id, body)"
@@ -140,7 +145,7 @@ def test_upgrade_reports_blocking_session_at_lock_deadline(database: Database) -
         "SELECT count(*) FROM pg_attribute WHERE attname = 'langfuse_trace_id'"
         " AND attrelid = 'ai_coach_messages'::regclass"
     )
-    assert column == (1,), "what was finished stays finished"
+    assert column == (1,), "the completed step was not kept"
     migrations.upgrade(database.url)
 
 
@@ -162,8 +167,8 @@ def test_downgrade_reports_query_of_blocking_session_of_same_role(database: Data
     migrations.downgrade(database.url, "base")
 
 
-def test_table_locked_offers_no_end_of_session_of_superuser(database: Database) -> None:
-    """The role that migrates is refused to end such a session."""
+def test_table_locked_by_superuser_has_no_fix(database: Database) -> None:
+    """The migrating role does not have the privilege to end such a session."""
     with held(database, "encouragement_messages") as holder:
         with pytest.raises(SchemaError) as stopped:
             migrations.upgrade(database.url, lock_timeout=0.2, lock_deadline=0.5)
@@ -187,7 +192,7 @@ def test_relative_target_is_unchanged_by_lock_retries(
         migrations.upgrade(database.url, origin)
     with held(database, "reflections"):
         process = start(database, command, steps)
-        until(database, WAITING)
+        wait_until(database, WAITING)
         time.sleep(1.0)
     _, message = process.communicate()
     assert process.returncode == 0, message
@@ -197,10 +202,10 @@ def test_relative_target_is_unchanged_by_lock_retries(
 
 
 def test_upgrade_locks_at_most_one_app_table_at_a_time(database: Database) -> None:
-    """Asked after each statement, and of every lock that somebody who writes would feel."""
+    """The locks that block a write are read after each statement."""
     engine = sa.create_engine(database.url, poolclass=sa.NullPool)
     names = ", ".join(f"'{name}'" for name in tables.APP_TABLES)
-    seen = set()
+    locked_tables = set()
 
     def record_locks(connection: sa.Connection, *_: Any) -> None:
         pid = connection.connection.dbapi_connection.info.backend_pid  # type: ignore[union-attr]
@@ -209,11 +214,11 @@ def test_upgrade_locks_at_most_one_app_table_at_a_time(database: Database) -> No
             f" WHERE l.pid = {pid} AND c.relname IN ({names}) AND l.mode IN"
             " ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
         )
-        seen.add(tuple(name for (name,) in locked))
+        locked_tables.add(tuple(name for (name,) in locked))
 
     event.listen(engine, "after_cursor_execute", record_locks)
     migrations.upgrade(engine)
-    assert seen == {(), *((name,) for name in tables.APP_TABLES)}
+    assert locked_tables == {(), *((name,) for name in tables.APP_TABLES)}
 
 
 def test_upgrade_at_head_succeeds_while_table_is_locked(database: Database) -> None:
@@ -227,11 +232,11 @@ def test_upgrade_at_head_succeeds_while_table_is_locked(database: Database) -> N
 
 
 def test_upgrade_waits_for_access_exclusive_lock_of_other_session(database: Database) -> None:
-    """Not even preflight can look at such a table."""
+    """Preflight cannot read such a table either."""
     with database.connect(SUPERUSER) as holder:
         holder.exec_driver_sql("BEGIN; LOCK TABLE reflections")
         process = start(database, "upgrade", "head")
-        until(database, WAITING)
+        wait_until(database, WAITING)
         holder.exec_driver_sql("ROLLBACK")
     _, message = process.communicate()
     assert process.returncode == 0, message

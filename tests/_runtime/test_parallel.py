@@ -1,4 +1,4 @@
-"""One runner at a time; the others wait, find nothing to do, and succeed."""
+"""One runner migrates at a time, and the other runners wait and succeed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import sqlalchemy as sa
 
 from langfuse_schema import migrations
 from langfuse_schema._runtime.options import Options
-from tests.helpers.canary import canaries
 from tests.helpers.databases import (
     BUILDING,
     CHECKOUT,
@@ -25,8 +24,9 @@ from tests.helpers.databases import (
     alembic,
     environment,
     langfuse_schema,
-    until,
+    wait_until,
 )
+from tests.helpers.probes import probes
 from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
@@ -37,26 +37,28 @@ if TYPE_CHECKING:
 WAITING_FOR_RUNNER_LOCK = f"""SELECT EXISTS (SELECT FROM pg_stat_activity
     WHERE query = 'COMMIT' AND state = 'idle' AND now() - state_change > interval '50 ms'
     AND {RUNNER_SESSION})"""
-"""Whether a runner has asked for the lock more than once: it sleeps after each try."""
+"""Whether a runner sleeps after an attempt to acquire the runner lock."""
 
-OWN = Project()
-RUNNER_LOCK = OWN.lock
+PACKAGE = Project()
+RUNNER_LOCK = PACKAGE.lock
 RUNNERS = 20
-ROUNDS, ROUNDS_OF_OTHER = 10, 1
+ROUNDS, ROUNDS_OF_BARE_PROJECT = 10, 1
 
 
-def start(database: Database, count: int, project: Project = OWN) -> list[subprocess.Popen[str]]:
+def start(
+    database: Database, count: int, project: Project = PACKAGE
+) -> list[subprocess.Popen[str]]:
     return [project.start(database, "upgrade", "head") for _ in range(count)]
 
 
-def assert_one_migrates(database: Database, count: int, project: Project) -> None:
-    """Start half of the runners from an empty database, the others while an index is built."""
+def assert_one_runner_upgrades(database: Database, count: int, project: Project) -> None:
+    """Start half of the runners on an empty database, and the others during an index build."""
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         runners = start(database, count // 2, project)
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         runners += start(database, count - count // 2, project)
-        until(database, WAITING_FOR_RUNNER_LOCK)
+        wait_until(database, WAITING_FOR_RUNNER_LOCK)
         reader.exec_driver_sql("ROLLBACK")
     printed = [runner.communicate()[1] for runner in runners]
     assert [runner.returncode for runner in runners] == [0] * count, printed
@@ -68,13 +70,13 @@ def assert_one_migrates(database: Database, count: int, project: Project) -> Non
 
 
 def test_one_of_four_runners_upgrades_and_others_wait(database: Database) -> None:
-    assert_one_migrates(database, 4, OWN)
+    assert_one_runner_upgrades(database, 4, PACKAGE)
     assert database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 @pytest.mark.slow
 def test_one_of_four_runners_upgrades_embedded_database_of_checkout(tmp_path: Path) -> None:
-    """The embedded database of a checkout, which they also start and prepare but once."""
+    """The runners also start and prepare the embedded database once."""
     for part in ("alembic.ini", "alembic", "src"):
         copy = shutil.copytree if (CHECKOUT / part).is_dir() else shutil.copy
         copy(CHECKOUT / part, tmp_path / part)
@@ -99,12 +101,12 @@ def test_one_of_four_runners_upgrades_embedded_database_of_checkout(tmp_path: Pa
 def test_one_of_twenty_runners_upgrades_in_each_round(
     own_server: OwnServer, project: Project
 ) -> None:
-    rounds = ROUNDS if project == OWN else ROUNDS_OF_OTHER
+    rounds = ROUNDS if project == PACKAGE else ROUNDS_OF_BARE_PROJECT
     for _ in range(rounds):
-        assert_one_migrates(own_server.database, RUNNERS, project)
-        project.go(own_server.database, "base", downgrade=True)
+        assert_one_runner_upgrades(own_server.database, RUNNERS, project)
+        project.migrate(own_server.database, "base", downgrade=True)
     log = own_server.log()
-    assert log.count("CREATE TABLE public.langfuse_traces") == rounds, "the log is there"
+    assert log.count("CREATE TABLE public.langfuse_traces") == rounds, "the log contains no DDL"
     assert "deadlock detected" not in log
     assert "ERROR" not in log
 
@@ -122,7 +124,7 @@ def test_wait_for_runner_lock_ends_at_lock_deadline(database: Database) -> None:
     assert outcome.code != 0
     assert "another-runner" in outcome.stderr
     assert f"pid {pid} (other runner) since 20" in outcome.stderr
-    assert "pg_locks" in outcome.stderr, "it says how to look"
+    assert "pg_locks" in outcome.stderr, "the error contains no query for the holder"
     assert "public.langfuse_traces" not in database.catalog().tables
 
 
@@ -136,24 +138,24 @@ def test_upgrade_at_head_and_read_only_commands_never_wait_for_runner_lock(
         hold_runner_lock(other)
         migrations.upgrade(database.url, lock_deadline=0.1)
         migrations.upgrade(database.url, POLICIES, lock_deadline=0.1)
-        during = [
+        outcomes = [
             langfuse_schema(database, "-x", "lock_deadline=100ms", command) for command in commands
         ]
-    assert "waiting" not in "".join(outcome.stderr for outcome in during)
-    assert [outcome.code for outcome in during] == [0, 0, 0, 0]
+    assert "waiting" not in "".join(outcome.stderr for outcome in outcomes)
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0, 0]
 
 
 def test_ensure_held_never_releases_runner_lock(database: Database) -> None:
-    """A rival asks as fast as the server can, while each step's question is asked."""
-    take = RUNNER_LOCK.acquire
-    attempts_sql = f"SELECT count(*) FROM generate_series(1, 1000000) WHERE {take}"
-    with database.connect() as holder, database.connect() as rival, ThreadPoolExecutor() as thread:
+    """Another session tries to acquire the lock repeatedly during the checks of the holder."""
+    acquire = RUNNER_LOCK.acquire
+    attempts_sql = f"SELECT count(*) FROM generate_series(1, 1000000) WHERE {acquire}"
+    with database.connect() as holder, database.connect() as other, ThreadPoolExecutor() as thread:
         with RUNNER_LOCK.held(holder, deadline=1):
-            attempts = thread.submit(rival.exec_driver_sql, attempts_sql)
+            attempts = thread.submit(other.exec_driver_sql, attempts_sql)
             while not attempts.done():
                 RUNNER_LOCK.ensure_held(holder)
             assert attempts.result().scalar() == 0
-        assert rival.exec_driver_sql(f"SELECT {take}").scalar() is True
+        assert other.exec_driver_sql(f"SELECT {acquire}").scalar() is True
 
 
 def test_runner_lock_ignores_other_databases_and_advisory_locks(
@@ -180,7 +182,7 @@ def test_upgrade_succeeds_with_pool_of_one_connection(database: Database) -> Non
 
 
 def test_failed_upgrade_through_autocommit_engine_is_rolled_back(database: Database) -> None:
-    """A revision is a transaction all the same: killed in the middle, it leaves nothing."""
+    """A revision is a transaction, although the engine is in autocommit mode."""
     engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
 
     def fail(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -209,13 +211,13 @@ def test_upgrade_through_psycopg_reports_lock_and_succeeds_without_it(database: 
 @pytest.mark.slow
 def test_upgrade_builds_each_index_once_during_long_transaction(own_server: OwnServer) -> None:
     database = own_server.database
-    with canaries(database) as watching:
+    with probes(database) as running:
         with database.connect(SUPERUSER) as reader:
             reader.exec_driver_sql(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM auth.users"
             )
             (runner,) = start(database, 1)
-            until(database, BUILDING)
+            wait_until(database, BUILDING)
             time.sleep(20.0)
             reader.exec_driver_sql("ROLLBACK")
         released = time.monotonic()
@@ -223,11 +225,11 @@ def test_upgrade_builds_each_index_once_during_long_transaction(own_server: OwnS
         ended = time.monotonic() - released
     assert runner.returncode == 0
     assert ended <= 5.0
-    worst = max(canary.worst for canary in watching.values())
-    print(f"the longest write or read of others: {worst:.3f} s")
+    worst = max(probe.worst for probe in running.values())
+    print(f"longest statement of other sessions: {worst:.3f} s")
     assert worst < Options.lock_timeout
     built = [line for line in own_server.log().splitlines() if "CREATE INDEX CONCURRENTLY" in line]
     assert len(built) == len(set(built))
     assert len(built) >= 3
     reports = [line for line in printed.splitlines() if "waiting for old snapshots" in line]
-    assert len(reports) == 2, "one line every ten seconds"
+    assert len(reports) == 2, "expected one line every ten seconds"

@@ -1,4 +1,4 @@
-"""PgBouncer between us and the server: transaction mode is refused, session mode works."""
+"""Commands refuse the transaction mode of PgBouncer, and succeed in session mode."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ PGBOUNCER = shutil.which("pgbouncer", path=os.environ["PATH"] + ":/usr/sbin")
 if PGBOUNCER is None and os.environ.get("CI") != "true":
     pytest.skip("pgbouncer is not installed (Debian: pgbouncer)", allow_module_level=True)
 
-OWN = Project()
+PACKAGE = Project()
 
-PORT = 6543  # the name of a socket file only
+PORT = 6543  # part of the name of the socket file
 
 
 @contextmanager
 def pooler(
     database: Database, folder: Path, mode: str, size: int, clients: int = 200
 ) -> Iterator[Database]:
-    """Run PgBouncer in front of a database; what it yields is that database through it."""
+    """Run PgBouncer in front of a database, and yield the database through it."""
     assert PGBOUNCER, "pgbouncer is not installed"
     socket = Path(tempfile.mkdtemp(prefix=f"{mode}-", dir=folder))
     url = database.url
@@ -78,10 +78,10 @@ def wait_for(path: Path) -> None:
 
 
 @contextmanager
-def other_clients(through: Database, number: int, *, reconnect: bool) -> Iterator[None]:
-    """Keep a pooler busy with short transactions; in session mode each has its turn."""
+def other_clients(pooled: Database, number: int, *, reconnect: bool) -> Iterator[None]:
+    """Run short transactions through a pooler, on new connections if `reconnect`."""
     done = threading.Event()
-    url = through.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    url = pooled.url.set(drivername="postgresql").render_as_string(hide_password=False)
 
     def transact(connection: psycopg.Connection) -> None:
         connection.execute("SELECT pg_sleep(0.002)")
@@ -109,10 +109,10 @@ def advisory_locks(database: Database) -> int:
     return int(database.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")[0][0])
 
 
-def assert_refused(database: Database, through: Database, project: Project = OWN) -> None:
+def assert_refused(database: Database, pooled: Database, project: Project = PACKAGE) -> None:
     before = database.catalog()
     with pytest.raises(SchemaError) as refused:
-        project.go(through, "head")
+        project.migrate(pooled, "head")
     (finding,) = refused.value.findings
     assert finding.code == "connection-pooled"
     assert "5432" in str(finding.advice)
@@ -126,17 +126,17 @@ def test_pooler_without_free_client_slot_is_refused_before_any_change(
     database: Database, scratch: Path, mode: str
 ) -> None:
     before = database.catalog()
-    with pooler(database, scratch, mode, 2, clients=1) as through:
+    with pooler(database, scratch, mode, 2, clients=1) as pooled:
         with pytest.raises(SchemaError, match="max_client_conn") as refused:
-            migrations.upgrade(through.url)
+            migrations.upgrade(pooled.url)
         assert [finding.code for finding in refused.value.findings] == ["pooler-full"]
         assert advisory_locks(database) == 0
     assert database.catalog() == before
 
 
-def assert_settings_untouched(through: Database, size: int) -> None:
-    """Look at as many backends of a pool as it has, all at once."""
-    engine = sa.create_engine(through.url, poolclass=sa.NullPool)
+def assert_settings_untouched(pooled: Database, size: int) -> None:
+    """Assert that all backends of a pool have their default settings."""
+    engine = sa.create_engine(pooled.url, poolclass=sa.NullPool)
     connections = [engine.connect() for _ in range(size)]
     try:
         for connection in connections:
@@ -153,30 +153,30 @@ def assert_settings_untouched(through: Database, size: int) -> None:
 def test_upgrade_refuses_transaction_mode_and_keeps_backend_settings(
     database: Database, scratch: Path, size: int, project: Project
 ) -> None:
-    with pooler(database, scratch, "transaction", size) as through:
-        assert_refused(database, through, project)
-        assert_settings_untouched(through, size)
+    with pooler(database, scratch, "transaction", size) as pooled:
+        assert_refused(database, pooled, project)
+        assert_settings_untouched(pooled, size)
 
 
 def test_commands_refuse_transaction_mode(database: Database, scratch: Path) -> None:
     size = 2
-    with pooler(database, scratch, "transaction", size) as through:
-        outcome = langfuse_schema(through, "upgrade", "head")
+    with pooler(database, scratch, "transaction", size) as pooled:
+        outcome = langfuse_schema(pooled, "upgrade", "head")
         assert outcome.code != 0
         assert "connection-pooled" in outcome.stderr
-        assert_settings_untouched(through, size)
-        preflight = langfuse_schema(through, "preflight")
+        assert_settings_untouched(pooled, size)
+        preflight = langfuse_schema(pooled, "preflight")
         assert preflight.code == 1
         assert "connection-pooled" in preflight.stdout
 
 
 def test_read_only_commands_succeed_in_transaction_mode(database: Database, scratch: Path) -> None:
     migrations.upgrade(database.url)
-    with pooler(database, scratch, "transaction", 2) as through:
-        assert langfuse_schema(through, "current").code == 0
-        assert langfuse_schema(through, "check").code == 0
-        assert langfuse_schema(through, "upgrade", "head").code == 0, "there is nothing to do"
-        assert_settings_untouched(through, 2)
+    with pooler(database, scratch, "transaction", 2) as pooled:
+        assert langfuse_schema(pooled, "current").code == 0
+        assert langfuse_schema(pooled, "check").code == 0
+        assert langfuse_schema(pooled, "upgrade", "head").code == 0, "upgrade at head failed"
+        assert_settings_untouched(pooled, 2)
 
 
 @pytest.mark.slow
@@ -184,9 +184,9 @@ def test_read_only_commands_succeed_in_transaction_mode(database: Database, scra
 def test_upgrade_and_downgrade_succeed_in_session_mode(
     database: Database, scratch: Path, size: int, project: Project
 ) -> None:
-    with pooler(database, scratch, "session", size) as through:
-        project.go(through, "head")
-        project.go(through, "base", downgrade=True)
+    with pooler(database, scratch, "session", size) as pooled:
+        project.migrate(pooled, "head")
+        project.migrate(pooled, "base", downgrade=True)
     assert advisory_locks(database) == 0
 
 
@@ -199,36 +199,36 @@ def test_runner_lock_stops_upgrade_when_pooler_detection_misses_pooler(
     assert "public.langfuse_traces" not in database.catalog().tables
 
 
-TRIES = 20
+ATTEMPTS = 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 10])
 @pytest.mark.parametrize("clients", [0, 8, 30])
-def test_upgrade_refuses_transaction_mode_on_every_try(
+def test_upgrade_refuses_transaction_mode_on_every_attempt(
     database: Database, scratch: Path, clients: int, size: int
 ) -> None:
     with (
-        pooler(database, scratch, "transaction", size) as through,
-        other_clients(through, clients, reconnect=False),
+        pooler(database, scratch, "transaction", size) as pooled,
+        other_clients(pooled, clients, reconnect=False),
     ):
-        for _ in range(TRIES):
-            assert_refused(database, through)
+        for _ in range(ATTEMPTS):
+            assert_refused(database, pooled)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 10])
 @pytest.mark.parametrize("clients", [0, 8, 30])
-def test_upgrade_and_downgrade_succeed_in_session_mode_on_every_try(
+def test_upgrade_and_downgrade_succeed_in_session_mode_on_every_attempt(
     database: Database, scratch: Path, clients: int, size: int
 ) -> None:
     with (
-        pooler(database, scratch, "session", size) as through,
-        other_clients(through, clients, reconnect=True),
+        pooler(database, scratch, "session", size) as pooled,
+        other_clients(pooled, clients, reconnect=True),
     ):
-        for _ in range(TRIES // 2):
-            migrations.upgrade(through.url)
+        for _ in range(ATTEMPTS // 2):
+            migrations.upgrade(pooled.url)
             assert "public.langfuse_traces" in database.catalog().tables
-            migrations.downgrade(through.url, "base")
+            migrations.downgrade(pooled.url, "base")
             assert "public.langfuse_traces" not in database.catalog().tables
         assert advisory_locks(database) == 0

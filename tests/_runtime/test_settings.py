@@ -1,4 +1,4 @@
-"""What a session of ours is set to, and what it leaves behind."""
+"""The settings of a session, and the settings that remain after it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_session_applies_settings_and_restores_previous_ones(database: Database)
         assert settings(connection) == expected
         connection.rollback()
         before = settings(connection)
-        assert before[0] == "0", "a reader leaves nothing in a session"
+        assert before[0] == "0", "the settings remain after the transaction"
         connection.rollback()
         with changed(connection, session_settings(options.lock_timeout)):
             assert settings(connection) == expected
@@ -41,8 +41,8 @@ def test_upgrade_creates_tables_in_public_under_other_search_path(database: Data
     name = database.url.database
     database.execute(f'ALTER DATABASE "{name}" SET search_path TO elsewhere, public')
     migrations.upgrade(database.url)
-    made = {name for name in database.catalog().tables if "langfuse_traces" in name}
-    assert made == {"public.langfuse_traces"}
+    found = {name for name in database.catalog().tables if "langfuse_traces" in name}
+    assert found == {"public.langfuse_traces"}
     assert alembic(database, "check").code == 0
 
 

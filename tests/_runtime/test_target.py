@@ -1,4 +1,4 @@
-"""Which database a command works on, in every spelling of its URL."""
+"""The database that a command uses, for each form of its URL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ URL = "postgresql://u:p@host:6432/app"
 @pytest.mark.parametrize("value", [0, 0.0001, -1, 1e9, "2s", None])
 @pytest.mark.parametrize("name", ["lock_timeout", "lock_deadline"])
 def test_downgrade_refuses_invalid_time_limit(name: str, value: object) -> None:
-    """To PostgreSQL, a lock_timeout of 0 is to wait for ever."""
+    """In PostgreSQL, a lock_timeout of 0 means to wait indefinitely."""
     with pytest.raises(SchemaError, match="option-invalid"):
         migrations.downgrade("postgresql://nobody@127.0.0.1:1/x", "-1", **{name: value})  # type: ignore[arg-type] # on purpose
 
@@ -52,7 +52,7 @@ def test_upgrade_refuses_target_that_is_not_postgresql(target: object, code: str
 def test_engine_of_other_driver_is_refused_with_url_to_pass(
     driver: str, function: Callable[[sa.Engine], object]
 ) -> None:
-    # The drivers need not be installed.
+    # With this module, SQLAlchemy does not import the driver.
     module = SimpleNamespace(paramstyle="format", __version__="1.31.0")
     engine = sa.create_engine(f"postgresql+{driver}://u@127.0.0.1:1/x", module=module)
     with pytest.raises(SchemaError, match=r"upgrade\(engine.url\)") as refused:
@@ -61,12 +61,14 @@ def test_engine_of_other_driver_is_refused_with_url_to_pass(
     assert refused.value.findings[0].code == code
 
 
-def test_url_of_refused_engine_works(database: Database) -> None:
+def test_preflight_accepts_url_of_refused_engine(database: Database) -> None:
     url = database.url.set(drivername="postgresql+asyncpg")
     assert migrations.preflight(url).findings == ()
 
 
-def test_psycopg_engine_that_prepares_every_statement_works(database: Database) -> None:
+def test_commands_succeed_with_psycopg_engine_that_prepares_every_statement(
+    database: Database,
+) -> None:
     url = database.url.set(drivername="postgresql+psycopg")
     engine = sa.create_engine(url, connect_args={"prepare_threshold": 0})
     assert migrations.preflight(engine).findings == ()
@@ -89,11 +91,11 @@ class TestUrl:
         "scheme", ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+asyncpg"]
     )
     def test_parse_url_maps_every_scheme_to_psycopg2(self, scheme: str) -> None:
-        parsed = parse_url(f"{scheme}://u:p@host:6432/app", "here")
+        parsed = parse_url(f"{scheme}://u:p@host:6432/app", "the URL")
         assert parsed.render_as_string(False) == "postgresql+psycopg2://u:p@host:6432/app"
 
     @pytest.mark.parametrize(
-        ("query", "kept"),
+        ("query", "expected"),
         [
             ("?pgbouncer=true&connection_limit=1&pool_timeout=0", {}),
             ("?schema=public&statement_cache_size=0", {}),
@@ -111,9 +113,9 @@ class TestUrl:
         ],
     )
     def test_parse_url_drops_parameters_of_other_clients(
-        self, query: str, kept: dict[str, str]
+        self, query: str, expected: dict[str, str]
     ) -> None:
-        assert parse_url(URL + query, "here").query == kept
+        assert parse_url(URL + query, "the URL").query == expected
 
     def test_current_prints_names_of_ignored_url_parameters(self, database: Database) -> None:
         url = database.url.update_query_dict({"pgbouncer": "true", "connection_limit": "1"})
@@ -122,21 +124,21 @@ class TestUrl:
         assert "does not have: connection_limit, pgbouncer" in outcome.stderr
 
     @pytest.mark.parametrize(
-        ("written", "password"),
+        ("quoted", "password"),
         [("50%25off", "50%off"), ("50%off", "50%off"), ("a%40b%3Ac%2Fd", "a@b:c/d"), ("%s", "%s")],
     )
-    def test_parse_url_decodes_percent_signs_in_password(self, written: str, password: str) -> None:
-        assert parse_url(f"postgres://u:{written}@host/app", "here").password == password
+    def test_parse_url_decodes_percent_signs_in_password(self, quoted: str, password: str) -> None:
+        assert parse_url(f"postgres://u:{quoted}@host/app", "the URL").password == password
 
     def test_parse_url_accepts_ipv6_host(self) -> None:
-        parsed = parse_url("postgres://u@[::1]:5433/app", "here")
+        parsed = parse_url("postgres://u@[::1]:5433/app", "the URL")
         assert (parsed.host, parsed.port) == ("::1", 5433)
 
     @pytest.mark.parametrize(
         "url", ["postgresql://u@%2Fvar%2Frun%2Fpg/app", "postgresql://u@/app?host=/var/run/pg"]
     )
     def test_parse_url_accepts_socket_directory(self, url: str) -> None:
-        parsed = parse_url(url, "here")
+        parsed = parse_url(url, "the URL")
         assert (parsed.host or parsed.query["host"]) == "/var/run/pg"
 
     def test_url_with_socket_directory_as_host_connects(self, database: Database) -> None:
@@ -146,10 +148,10 @@ class TestUrl:
         assert alembic(None, "current", DATABASE_URL=url).code == 0
 
     def test_parse_url_strips_surrounding_spaces(self) -> None:
-        assert parse_url(f" {URL}\n", "here").database == "app"
+        assert parse_url(f" {URL}\n", "the URL").database == "app"
 
 
-class TestSource:
+class TestUrlSource:
     def test_url_option_precedes_ini_and_environment(self) -> None:
         environment = {"DATABASE_URL": "postgres://env/e"}
         found = configured_url({"url": "postgres://x/x"}, "postgres://ini/i", environment)

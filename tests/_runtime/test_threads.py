@@ -1,4 +1,4 @@
-"""Commands of several threads never act on the database of another thread."""
+"""A command never changes the database of a command in another thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langfuse_schema import migrations
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.verify import verify
 from tests.helpers import projects
-from tests.helpers.databases import HEAD, SUPERUSER, Database, until
+from tests.helpers.databases import HEAD, SUPERUSER, Database, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ HAS_RUNNER_LOCK = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisor
 
 UPGRADES, DOWNGRADES, THREADS = 40, 8, 8
 
-CREATES = """\"\"\"a\"\"\"
+CREATE_TABLE_A = """\"\"\"a\"\"\"
 from alembic import op
 revision, down_revision = "a", None
 
@@ -34,7 +34,7 @@ def upgrade():
 
 @pytest.fixture
 def clones(database: Database, restricted_template: NoopExecutor) -> Iterator[list[Database]]:
-    """Databases like `database`."""
+    """Yield clones of the template, one for each upgrade and downgrade."""
     names = [f"{database.url.database}_{number}" for number in range(UPGRADES + DOWNGRADES)]
     server = Database(database.url.set(database="postgres"))
     for name in names:
@@ -80,14 +80,14 @@ def test_run_migrations_refuses_command_of_another_thread(
     waiting, refused = tmp_path / "waiting", tmp_path / "refused"
     waiting.mkdir()
     refused.mkdir()
-    first, second = (projects.create(folder, a=CREATES) for folder in (waiting, refused))
+    first, second = (projects.create(folder, a=CREATE_TABLE_A) for folder in (waiting, refused))
     with database.connect() as holder, ThreadPoolExecutor(1) as threads:
-        # The first one retries its revision while a transaction creates a table of this name.
+        # The first command retries its revision while a transaction creates a table of this name.
         holder.exec_driver_sql("BEGIN; CREATE TABLE a (id int)")
-        running = threads.submit(first.go, database, "head")
-        until(database, HAS_RUNNER_LOCK)
+        running = threads.submit(first.migrate, database, "head")
+        wait_until(database, HAS_RUNNER_LOCK)
         with pytest.raises(SchemaError) as error:
-            second.go(second_database, "head")
+            second.migrate(second_database, "head")
         holder.exec_driver_sql("ROLLBACK")
         running.result()
     assert [one.code for one in error.value.findings] == ["command-in-thread"]

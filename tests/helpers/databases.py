@@ -1,4 +1,4 @@
-"""What several tests need: a database to work on, its users, and the command line."""
+"""The database of a test, its users and its catalog, and the commands that run on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PLAN = CHECKOUT / "tests" / "plan"
 AOI = "a0000000-0000-4000-8000-000000000001"
 BEN = "a0000000-0000-4000-8000-000000000002"
 MIO = "a0000000-0000-4000-8000-000000000003"
-"""Users of the Supabase double."""
+"""Users of the Supabase stub."""
 
 SUPERUSER = "supabase_admin"
 
@@ -43,13 +43,13 @@ HEAD = HISTORY.head
 
 
 def revision_of(slug: str) -> str:
-    """The id of the revision with this slug in its file name."""
+    """Return the id of the revision with this slug in its file name."""
     (found,) = (script.revision for script in HISTORY.scripts if slug in script.path)
     return found
 
 
 def langfuse_tables() -> list[str]:
-    """The tables that the revisions create, as `schema.table`."""
+    """Return the tables that the revisions create, as `schema.table`."""
     return [name for name, table in HISTORY.schema(HEAD).items() if not table.partial]
 
 
@@ -58,7 +58,7 @@ LINKS = revision_of("add_langfuse_denormalized_columns")
 POLICIES = revision_of("add_langfuse_rls_policies")
 HARDENED = revision_of("harden_langfuse_access")
 HOT_PATHS = revision_of("index_hot_paths")
-"""Revisions with a test of their own. Tests of history use `REVISIONS` and `HEAD`."""
+"""Revisions that a test names. The tests of the history use `REVISIONS` and `HEAD`."""
 
 
 _SCHEMAS = """
@@ -93,7 +93,7 @@ class Database:
     """One database of the test server."""
 
     url: URL
-    """As the role that migrates: `postgres`, which is not a superuser."""
+    """The URL of the migrating role `postgres`, which is not a superuser."""
 
     @property
     def text(self) -> str:
@@ -112,14 +112,14 @@ class Database:
             yield connection
 
     def execute(self, sql: str, user: str = "postgres") -> list[tuple[Any, ...]]:
-        """Run statements of a script, each by itself if there is one, and fetch what comes back."""
+        """Run statements in autocommit mode, and return the rows of the last one."""
         with self.connect(user) as connection:
             result = connection.exec_driver_sql(sql.replace("%", "%%"))
             return [tuple(row) for row in result] if result.returns_rows else []
 
     def catalog(self) -> Catalog:
-        """The catalog of all schemas, as a superuser sees it."""
-        # In one transaction, which autocommit mode has none of: it holds the search_path.
+        """Return the catalog of all schemas, as a superuser reads it."""
+        # `catalog.read` sets search_path for its transaction, so autocommit mode is not possible.
         engine = sa.create_engine(self.as_user(SUPERUSER), poolclass=sa.NullPool)
         with engine.connect() as connection:
             tables = catalog.read(connection)
@@ -131,7 +131,7 @@ class Database:
 
     @contextmanager
     def signed_in(self, role: str, user_id: str | None = None) -> Iterator[sa.Connection]:
-        """Act as a role of the Data API, the way PostgREST does; rolled back at the end."""
+        """Yield a connection that acts as a role of the Data API, and roll back at the end."""
         engine = sa.create_engine(self.as_user("authenticator"), poolclass=sa.NullPool)
         with engine.connect() as connection:
             connection.execute(sa.text(f"SET LOCAL ROLE {role}"))
@@ -146,7 +146,7 @@ class Database:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     stdout: str
@@ -154,7 +154,7 @@ class Outcome:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a command: nothing of this process that could choose a database."""
+    """Return the environment of this process without variables that choose a database."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -199,7 +199,7 @@ def langfuse_schema(database: Database | None, *arguments: str, **variables: str
 
 
 def plan_sql(*revisions: str) -> str:
-    """The plan's own SQL of some of its files."""
+    """Return the SQL of the plan for these revisions."""
     return "\n".join(next(PLAN.glob(f"{revision}_*.sql")).read_text() for revision in revisions)
 
 
@@ -212,7 +212,7 @@ def drop_langfuse_objects(database: Database) -> None:
 
 @contextmanager
 def not_member(database: Database, role: str) -> Iterator[None]:
-    """Take a membership of postgres away; roles belong to the whole server."""
+    """Revoke a membership of postgres for the block, because roles belong to the server."""
     database.execute(f"REVOKE {role} FROM postgres", SUPERUSER)
     try:
         yield
@@ -220,8 +220,8 @@ def not_member(database: Database, role: str) -> Iterator[None]:
         database.execute(f"GRANT {role} TO postgres", SUPERUSER)
 
 
-def until(database: Database, condition: str, seconds: float = 60) -> None:
-    """Wait until a query of one value finds something that is true."""
+def wait_until(database: Database, condition: str, seconds: float = 60) -> None:
+    """Wait until a query returns a true value."""
     deadline = time.monotonic() + seconds
     with database.connect(SUPERUSER) as connection:
         while not connection.exec_driver_sql(condition).scalar():
@@ -235,12 +235,12 @@ WAITING = (
     "SELECT EXISTS (SELECT FROM pg_stat_activity"
     f" WHERE wait_event_type = 'Lock' AND {RUNNER_SESSION})"
 )
-"""Whether a runner waits for a lock, as an index build does that waits for a transaction."""
+"""Whether a runner waits for a lock, or an index build of it for a transaction."""
 
 BUILDING = WAITING.replace(
     "WHERE", "AS a JOIN pg_stat_progress_create_index AS p USING (pid, datname) WHERE", 1
 )
-"""Whether a runner is in the middle of an index build, and waits for somebody's transaction."""
+"""Whether an index build of a runner waits for the transaction of another session."""
 
 
 def signal_build(
@@ -249,8 +249,8 @@ def signal_build(
     """Send a signal to a runner whose index build waits for a transaction.
 
     Arguments:
-        start: starts the runner.
-        number: of the signal.
+        start: a function that starts the runner.
+        number: the number of the signal.
 
     Returns:
         The seconds until the runner ended, its exit code, and its output on stderr.
@@ -258,7 +258,7 @@ def signal_build(
     with database.connect() as reader:
         reader.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
         process = start()
-        until(database, BUILDING)
+        wait_until(database, BUILDING)
         began = time.monotonic()
         process.send_signal(number)
         _, printed = process.communicate()
@@ -268,11 +268,11 @@ def signal_build(
 
 
 TRACE = "b0000000-0000-4000-8000-00000000000{}"
-"""The trace ids of `insert_example_rows`: 1 is Aoi's, 2 is Ben's."""
+"""The trace ids of `insert_example_rows`. Trace 1 belongs to Aoi, and trace 2 to Ben."""
 
 
 def insert_example_rows(database: Database) -> None:
-    """One trace and one score for two users, a batch run, and a rate limit entry."""
+    """Insert a trace and a score for each of two users, a batch run and a rate limit entry."""
     database.execute(
         f"""
         INSERT INTO langfuse_traces (trace_id, entity_type, entity_id, user_id, input, output)

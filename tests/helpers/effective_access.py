@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-# A role has a privilege by itself, by a membership or through PUBLIC. Superusers and the
+# A role has a privilege directly, by membership or through PUBLIC. Superusers and the
 # predefined roles are left out, except for the attribute and the memberships.
 _ACCESS = """
     WITH schemas AS MATERIALIZED (
@@ -51,5 +51,5 @@ _ACCESS = """
 
 
 def effective_access(superuser: sa.Connection) -> set[str]:
-    """The effective privileges, memberships and attributes of roles, and the policies of rows."""
+    """Return the effective privileges, memberships and attributes of roles, and row policies."""
     return set(superuser.exec_driver_sql(_ACCESS).scalars())

@@ -1,4 +1,4 @@
-"""Follow the fixes of messages as a user does: SQL in psql, commands in a shell."""
+"""The fixes of messages, run as a user runs them, in psql and in a shell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STATEMENT = re.compile(r"[A-Z]{2,}\b")
 _NAMED_ROLE = re.compile(r"As \"?(\w+)\"?, or as a superuser, run:")
 
 _PRINTING = ("langfuse-schema preflight", "langfuse-schema verify")
-"""The commands of fixes that exit with 1 if they print what to do next."""
+"""Commands of fixes that exit with 1 if they print findings."""
 
 
 def follows(*codes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,7 +48,7 @@ def follows(*codes: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def user_of(finding: Finding) -> str:
-    """Return the role that runs a fix: the connected one, unless the advice names another."""
+    """Return the role that must run a fix, which is postgres unless the advice differs."""
     advice = str(finding.advice)
     named = _NAMED_ROLE.search(advice)
     if named:
@@ -57,14 +57,14 @@ def user_of(finding: Finding) -> str:
 
 
 def commands(finding: Finding) -> tuple[str, ...]:
-    """Return the fix of a finding, which is then counted as followed."""
+    """Return the commands of a fix, and record them as followed."""
     assert finding.fix, finding
     _FOLLOWED.add(finding.code)
     return finding.fix
 
 
-def printed(output: str, code: str) -> tuple[str, ...]:
-    """Return the commands of a fix in the output of a command, counted as followed."""
+def printed_commands(output: str, code: str) -> tuple[str, ...]:
+    """Return the commands of a printed fix, and record them as followed."""
     block = re.search(rf"\[{code}\]: .*?\n  fix: (.*?)\n  docs: ", output, re.DOTALL)
     assert block, output
     _FOLLOWED.add(code)
@@ -73,7 +73,7 @@ def printed(output: str, code: str) -> tuple[str, ...]:
 
 
 def is_sql(command: str) -> bool:
-    """Return whether a command is an SQL statement. psql waits for the semicolon of one."""
+    """Return whether a command is an SQL statement, which psql needs with a semicolon."""
     if not _STATEMENT.match(command):
         return False
     assert command.endswith(";"), command
@@ -86,8 +86,8 @@ class Terminal:
 
     Attributes:
         folder: the working directory.
-        programs: folders of PATH, before those of this process.
-        variables: of the environment, such as DATABASE_URL.
+        programs: folders that precede the PATH of this process.
+        variables: environment variables, such as DATABASE_URL.
     """
 
     folder: Path
@@ -101,7 +101,7 @@ class Terminal:
         return run("bash", "-ec", "\n".join(lines), cwd=self.folder, stdin=stdin, **given)
 
     def psql(self, database: Database, user: str, *statements: str) -> str:
-        """Paste statements into psql, and return its output."""
+        """Run statements in psql, and return its output."""
         url = database.as_user(user).set(drivername="postgresql")
         variables = {"DATABASE_URL": url.render_as_string(hide_password=False)}
         command = 'psql "$DATABASE_URL" -XAtq -v ON_ERROR_STOP=1'
@@ -119,17 +119,17 @@ class Terminal:
         """Run the fix of a finding.
 
         Arguments:
-            database: of the run that printed it.
-            finding: with a fix.
+            database: the database of the run that printed the finding.
+            finding: a finding with a fix.
             user: the role that runs statements; `user_of` if None.
-            values: of placeholders in capitals.
+            values: the values of placeholders in capitals.
         """
         lines = [filled(line, values or {}) for line in commands(finding)]
         for sql, group in itertools.groupby(lines, is_sql):
             if sql:
                 self.psql(database, user or user_of(finding), *group)
                 continue
-            # A variable that one line exports is for the following ones.
+            # One shell runs all lines, because a line can export a variable for the next one.
             script = [f"{one} || test $? = 1" if one in _PRINTING else one for one in group]
             outcome = self.type(*script, DATABASE_URL=database.text)
             assert outcome.code == 0, (script, outcome.stderr)
@@ -142,6 +142,6 @@ def filled(line: str, values: Mapping[str, str]) -> str:
     return line
 
 
-def own_programs() -> Path:
-    """Return the folder with langfuse-schema of this environment."""
+def scripts_folder() -> Path:
+    """Return the folder that contains langfuse-schema of this Python environment."""
     return Path(sys.executable).parent

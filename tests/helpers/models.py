@@ -1,4 +1,4 @@
-"""ORM models of an app: the plan's three tables, linked by one declarative mixin."""
+"""ORM models of the three app tables, which share a declarative mixin."""
 
 from __future__ import annotations
 

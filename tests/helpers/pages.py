@@ -17,11 +17,11 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The lines after the prompt."""
+        """The commands after the prompts."""
         return re.findall(r"^\$ (.*)$", self.text, re.MULTILINE)
 
     def is_printed_by(self, output: str) -> bool:
-        """Return whether the output consists of these lines. A line `…` is any number of lines."""
+        """Return whether the output contains these lines. A line `…` matches any lines."""
         lines = [
             r"(?:.*\n)*?" if line == "…" else f"{re.escape(line)}\n"
             for line in self.text.splitlines()

@@ -1,4 +1,4 @@
-"""Two Alembic environments with the same runner: this package's, and one of `alembic init`."""
+"""The Alembic environments of the tests: this package, and projects of `alembic init`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.helpers.databases import CHECKOUT, Database, Outcome, environment, ru
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIGURED = """config = context.config
+CONFIG_WITH_URL = """config = context.config
 import os
 if "DATABASE_URL" in os.environ:
     config.set_main_option("sqlalchemy.url", os.environ["DATABASE_URL"].replace("%", "%%"))
 """
 
-BEFORE = """        context.configure(
+GENERATED_RUN = """        context.configure(
             connection=connection, target_metadata=target_metadata
         )
 
@@ -35,21 +35,21 @@ BEFORE = """        context.configure(
 
 if"""
 
-PLAIN = """context.configure(connection=connection, target_metadata=target_metadata)
+PLAIN_CALL = """context.configure(connection=connection, target_metadata=target_metadata)
         with context.begin_transaction():
             context.run_migrations()"""
-"""The same without a runner."""
+"""The lines of env.py that run the revisions without a runner."""
 
-CALL = "run_migrations(context, connection, target_metadata=target_metadata)"
+RUNNER_CALL = "run_migrations(context, connection, target_metadata=target_metadata)"
 
-IMPORTED = "from alembic import context\n"
+IMPORT = "from alembic import context\n"
 
 
 @dataclass(frozen=True)
 class Project:
     """An Alembic environment.
 
-    `folder` is None for the one of this package. `version_table` is as in SQL.
+    `folder` is None for the environment of this package.
     """
 
     folder: Path | None = None
@@ -58,6 +58,7 @@ class Project:
 
     @property
     def version_table(self) -> str:
+        """The name of the version table in SQL."""
         return self.name if self.folder else f"{self.schema}.{self.name}"
 
     @property
@@ -70,7 +71,7 @@ class Project:
         return RunnerLock.of(self.schema, self.name)
 
     def text(self, database: Database) -> str:
-        """The URL, with the name of a session by which tests recognize a runner."""
+        """Return the URL with the application name by which tests identify a runner."""
         url = database.url.update_query_dict({"application_name": "langfuse-schema"})
         return url.render_as_string(hide_password=False)
 
@@ -94,7 +95,7 @@ class Project:
                    **variables)  # fmt: skip
 
     def config(self, database: Database) -> Config:
-        """Return the configuration of a program, which sets up no logging."""
+        """Return a configuration that does not set up logging."""
         assert self.folder
         config = Config(stdout=io.StringIO())
         config.set_main_option("script_location", str(self.folder / "migrations"))
@@ -103,8 +104,8 @@ class Project:
         config.set_main_option("sqlalchemy.url", self.text(database).replace("%", "%%"))
         return config
 
-    def go(self, database: Database, revision: str, *, downgrade: bool = False) -> None:
-        """Migrate in this process."""
+    def migrate(self, database: Database, revision: str, *, downgrade: bool = False) -> None:
+        """Upgrade or downgrade in this process."""
         if self.folder is None:
             direction = migrations.downgrade if downgrade else migrations.upgrade
             direction(database.url, revision, lock_deadline=60)
@@ -114,18 +115,18 @@ class Project:
 
 
 def versions(folder: Path) -> str:
-    """The folder of the revisions: the project's own, or those of this package if it has none."""
-    own = folder / "migrations" / "versions"
-    return str(own if any(own.glob("*.py")) else CHECKOUT / "alembic" / "versions")
+    """Return the folder of the revisions, or that of this package if the project has none."""
+    written = folder / "migrations" / "versions"
+    return str(written if any(written.glob("*.py")) else CHECKOUT / "alembic" / "versions")
 
 
-def create(folder: Path, call: str = CALL, **revisions: str) -> Project:
-    """Run `alembic init`, and put the three lines into env.py.
+def create(folder: Path, call: str = RUNNER_CALL, **revisions: str) -> Project:
+    """Run `alembic init`, and insert the lines of the runner into env.py.
 
     Arguments:
-        folder: an empty one.
+        folder: an empty folder.
         call: the line that runs the revisions.
-        revisions: the text of revision files by name; without any, those of this package.
+        revisions: the text of each revision file, by name. The default is this package.
     """
     ini = folder / "alembic.ini"
     command.init(Config(ini, stdout=io.StringIO()), str(folder / "migrations"))
@@ -134,9 +135,9 @@ def create(folder: Path, call: str = CALL, **revisions: str) -> Project:
     project = Project(folder, "public", "alembic_version")
     text = project.env.read_text(encoding="utf-8")
     for before, after in (
-        ("config = context.config\n", CONFIGURED),
-        (IMPORTED, IMPORTED + "from langfuse_schema.online import run_migrations\n"),
-        (BEFORE, f"        {call}\n\n\nif"),
+        ("config = context.config\n", CONFIG_WITH_URL),
+        (IMPORT, IMPORT + "from langfuse_schema.online import run_migrations\n"),
+        (GENERATED_RUN, f"        {call}\n\n\nif"),
     ):
         assert before in text, before
         text = text.replace(before, after)

@@ -1,4 +1,4 @@
-"""A relay between clients and PostgreSQL: it counts round trips, delays them, and can freeze."""
+"""A relay between clients and PostgreSQL that counts, delays and freezes round trips."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from tests.helpers.databases import Database
-from tests.helpers.tcp_proxy import hang_up
+from tests.helpers.tcp_proxy import disconnect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_PORT = 5432  # the name of a socket file only
+_PORT = 5432  # part of the name of the socket file
 _PART = 65536
 
 
 @dataclass
 class Relay:
-    """Forwards bytes in both directions. Each direction takes half of `round_trip` seconds.
+    """A relay that forwards bytes. Each direction takes half of `round_trip` seconds.
 
-    A round trip is a message, or several, of a client after an answer of the server. After a
-    message for which `freezes_after` is true, it keeps all connections open and forwards nothing.
+    A round trip starts with the first message of a client after an answer of the server. After a
+    message for which `freezes_after` is true, the relay keeps all connections open, and forwards
+    no more bytes.
     """
 
     server: str
@@ -52,7 +53,7 @@ class Relay:
         return len(self.sent)
 
     def freeze(self) -> None:
-        """Stop forwarding for good. The two ends see an open connection."""
+        """Stop forwarding, and keep all connections open."""
         self.frozen_at = time.monotonic()
         self._running.clear()
 
@@ -100,15 +101,15 @@ class Relay:
                     target.sendall(part)
                     if from_client and self.frozen_at is None and self.freezes_after(part):
                         self.freeze()
-            hang_up(source, target)
+            disconnect(source, target)
 
         for function in (receive, send):
             threading.Thread(target=function, daemon=True).start()
 
     def close(self) -> None:
-        """Cut all connections."""
+        """Close all connections."""
         self._running.set()
-        hang_up(self._listener, *self._sockets)
+        disconnect(self._listener, *self._sockets)
         for opened in (self._listener, *self._sockets):
             opened.close()
 

@@ -1,7 +1,7 @@
-"""A proxy between a client and PostgreSQL that ends the client at a chosen statement.
+"""A proxy between a client and PostgreSQL that interrupts the client at a chosen statement.
 
-The product needs no hook for that: the proxy reads the protocol, and counts the statements of
-the first connection, which is the migrating one.
+The proxy reads the protocol, so that the package needs no hook for tests. It counts the statements
+of the first connection, which is the migrating connection.
 https://www.postgresql.org/docs/current/protocol-message-formats.html
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HEADER = 5  # type and length of a message
 _QUERY = b"Q"
-_PORT = 5432  # the name of a socket file only
+_PORT = 5432  # part of the name of the socket file
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
@@ -37,11 +37,11 @@ _forks.set_forkserver_preload(
 
 @dataclass
 class TcpProxy:
-    """Forwards bytes, and knows the statements that passed on the first connection.
+    """A proxy that forwards bytes, and records the statements of the first connection.
 
-    At statement number `stop_at`, `before` it is forwarded or just after, while the server works
-    on it, `on_stop` is called, and then all connections are cut, if `cut`. While it is `silent`,
-    new connections are accepted and never answered.
+    It calls `on_stop` at statement number `stop_at`, before it forwards the statement if `before`,
+    otherwise after. It then closes all connections if `cut`. While it is `silent`, it accepts new
+    connections and never answers them.
     """
 
     server: str
@@ -86,7 +86,7 @@ class TcpProxy:
         with contextlib.suppress(OSError):
             while received := source.recv(65536):
                 target.sendall(received)
-        hang_up(source, target)
+        disconnect(source, target)
 
     def _forward_statements(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError, EOFError):
@@ -103,25 +103,25 @@ class TcpProxy:
                 server.sendall(message)
                 if stopping and not self.before:
                     self._stop()
-        hang_up(client, server)
+        disconnect(client, server)
 
     def _stop(self) -> None:
         self.on_stop()
         self.stopped.set()
         if self.cut:
-            hang_up(*self._sockets)
+            disconnect(*self._sockets)
             raise EOFError
 
     def close(self) -> None:
-        """Cut everything."""
-        hang_up(self._listener, *self._sockets)
+        """Close all connections, and wait for the threads."""
+        disconnect(self._listener, *self._sockets)
         for thread in self._threads:
             thread.join(10)
         for opened in (self._listener, *self._sockets):
             opened.close()
 
 
-def hang_up(*sockets: socket.socket) -> None:
+def disconnect(*sockets: socket.socket) -> None:
     for opened in sockets:
         with contextlib.suppress(OSError):
             opened.shutdown(socket.SHUT_RDWR)
@@ -160,8 +160,8 @@ def proxied(
 def start(
     name: str, database: Database, revision: str, project: Project | None = None
 ) -> multiprocessing.process.BaseProcess:
-    """Start an upgrade or a downgrade in a process of its own, within milliseconds."""
-    run = (project or Project()).go
+    """Start an upgrade or a downgrade in a forked process, within milliseconds."""
+    run = (project or Project()).migrate
     downgrade = {"downgrade": name == "downgrade"}
     process = _forks.Process(target=run, args=(database, revision), kwargs=downgrade)
     process.start()
@@ -177,9 +177,10 @@ def kill_at(
     before: bool,
     project: Project | None = None,
 ) -> str | None:
-    """Run a command and SIGKILL it at a statement.
+    """Run a command, and kill it with SIGKILL at a statement.
 
-    Returns the statement; None if the command ended before it.
+    Returns:
+        The statement, or None if the command ended before it.
     """
     with proxied(database, statement, before=before) as (proxy, through):
         process: list[multiprocessing.process.BaseProcess] = []
@@ -188,7 +189,7 @@ def kill_at(
         def kill() -> None:
             started.wait()
             assert process[0].pid
-            # Before the kill: afterwards, whoever waits for the process may look first.
+            # After the kill, the main thread could read the event before this thread sets it.
             reached.set()
             os.kill(process[0].pid, signal.SIGKILL)
 

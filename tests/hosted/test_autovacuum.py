@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from langfuse_schema import embedded, migrations
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.verify import verify
-from tests.helpers.canary import canaries
-from tests.helpers.databases import CORE, HARDENED, LINKS, SUPERUSER, Database, until
+from tests.helpers.databases import CORE, HARDENED, LINKS, SUPERUSER, Database, wait_until
 from tests.helpers.npm import start_postgresql
+from tests.helpers.probes import probes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def start_slow_vacuum(database: Database, table: str) -> None:
         prepare_slow_vacuum(database, table)
         # An earlier autovacuum may have removed the dead rows already.
         with suppress(AssertionError):
-            until(database, RUNNING.format(table, ""), seconds=30)
+            wait_until(database, RUNNING.format(table, ""), seconds=30)
             return
     pytest.fail(f"no autovacuum of {table} started")
 
@@ -128,15 +128,15 @@ def test_run_during_autovacuum_ends_within_limit_and_blocks_no_write(
     if origin != "base":
         migrations.upgrade(database.url, origin)
     run = migrations.upgrade if command == "upgrade" else migrations.downgrade
-    with canaries(database) as watching:
+    with probes(database) as watching:
         start_slow_vacuum(database, table)
-        for canary in watching.values():
-            canary.worst = 0.0
+        for probe in watching.values():
+            probe.worst = 0.0
         began = time.monotonic()
         run(database.url, target)
         seconds = time.monotonic() - began
     stop_vacuum(database, table)
-    worst = max(canary.worst for canary in watching.values())
+    worst = max(probe.worst for probe in watching.values())
     print(f"{command} to {target} during an autovacuum of {table}: {seconds:.1f} s, {worst:.3f} s")
     assert seconds <= MAX_SECONDS
     assert worst <= LOCK_TIMEOUT + ALLOWANCE
@@ -168,7 +168,7 @@ def test_message_names_autovacuum_that_prevents_wraparound(database: Database) -
           BEGIN INSERT INTO used VALUES (i); EXCEPTION WHEN unique_violation THEN NULL; END;
         END LOOP; END $$"""
     )
-    until(database, RUNNING.format("public.reflections", "(to prevent wraparound)"))
+    wait_until(database, RUNNING.format("public.reflections", "(to prevent wraparound)"))
     (warning,) = [
         one
         for one in migrations.preflight(database.url).findings

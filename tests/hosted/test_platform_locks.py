@@ -14,9 +14,9 @@ import pytest
 from langfuse_schema import migrations
 from langfuse_schema._postgres.findings import SchemaError
 from langfuse_schema.verify import verify
-from tests.helpers.canary import connect
 from tests.helpers.databases import AOI, HARDENED, LINKS, SUPERUSER, Database
 from tests.helpers.hosted import PLATFORM_TABLES, add_platform_locks
+from tests.helpers.probes import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

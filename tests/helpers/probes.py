@@ -1,4 +1,4 @@
-"""Sessions that hold a table, and canaries: who feels how much of it."""
+"""Sessions that hold a table, and probes that measure the waits of other sessions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WRITES = {
     "encouragement_messages": "INSERT INTO encouragement_messages (user_id, body)"
     f" VALUES ('{AOI}', 'x')",
     "reflections": f"INSERT INTO reflections (user_id, body) VALUES ('{AOI}', 'x')",
-    # Of another user each time, so that two holders do not wait for each other.
+    # Each holder updates the row of another user, so that two holders do not block each other.
     "auth.users": "UPDATE auth.users SET email = email WHERE id ="
     " (SELECT id FROM auth.users LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED)",
 }
-CANARIES = WRITES | {"auth.users": "SELECT count(*) FROM auth.users"}
+PROBES = WRITES | {"auth.users": "SELECT count(*) FROM auth.users"}
 
 
 def connect(database: Database) -> psycopg.Connection:
@@ -34,7 +34,7 @@ def connect(database: Database) -> psycopg.Connection:
 
 @contextmanager
 def held(database: Database, table: str) -> Iterator[psycopg.Connection]:
-    """Have a table written to in an open transaction."""
+    """Write to a table in an open transaction, and yield the connection."""
     with connect(database) as holder:
         holder.execute("SET application_name = 'nightly report'")
         holder.execute("BEGIN")
@@ -43,8 +43,8 @@ def held(database: Database, table: str) -> Iterator[psycopg.Connection]:
 
 
 @dataclass
-class Canary:
-    """Does the same thing over and over, and notes how long the longest took."""
+class Probe:
+    """A session that repeats a statement, and records the longest duration in seconds."""
 
     statement: str
     worst: float = 0.0
@@ -59,15 +59,15 @@ class Canary:
 
 
 @contextmanager
-def canaries(database: Database) -> Iterator[dict[str, Canary]]:
-    found = {table: Canary(statement) for table, statement in CANARIES.items()}
-    threads = [threading.Thread(target=c.run, args=(database,)) for c in found.values()]
+def probes(database: Database) -> Iterator[dict[str, Probe]]:
+    running = {table: Probe(statement) for table, statement in PROBES.items()}
+    threads = [threading.Thread(target=probe.run, args=(database,)) for probe in running.values()]
     for thread in threads:
         thread.start()
     try:
-        yield found
+        yield running
     finally:
-        for canary in found.values():
-            canary.stop.set()
+        for probe in running.values():
+            probe.stop.set()
         for thread in threads:
             thread.join()
