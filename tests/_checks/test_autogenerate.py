@@ -1,4 +1,4 @@
-"""A new revision of the app omits the link column, and all that uses it."""
+"""A new revision of the app omits the link column, its constraints and its indexes."""
 
 from __future__ import annotations
 

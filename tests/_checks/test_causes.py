@@ -1,4 +1,4 @@
-"""Each cause for which an upgrade fails is found before, and its fix removes it."""
+"""Preflight reports each cause of a failed or insecure upgrade, and fixes remove the causes."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ REFLECTIONS = "public.reflections"
 class Cause:
     """A change by a superuser, after which preflight has one finding.
 
-    `repaired` is whether the finding has a fix. `works` is whether the upgrade works nevertheless.
-    `gained` begins each privilege that the fix has to give.
+    `has_fix` is whether the finding has a fix. `succeeds` is whether the upgrade succeeds without
+    the fix. `granted` is the beginning of each privilege that the fix must grant.
     """
 
     sql: str
     finding: str
-    repaired: bool = True
-    works: bool = False
-    gained: str | None = None
+    has_fix: bool = True
+    succeeds: bool = False
+    granted: str | None = None
 
 
 def as_postgres(sql: str) -> str:
     return f"SET LOCAL ROLE postgres; {sql}; RESET ROLE"
 
 
-def replaced(columns: str) -> str:
+def recreate_reflections(columns: str) -> str:
     return as_postgres(f"DROP TABLE {REFLECTIONS}; CREATE TABLE {REFLECTIONS} {columns}")
 
 
-def wide(number: int) -> str:
-    """A table with this many columns, of which one is dropped."""
+def create_columns(number: int) -> str:
+    """Return SQL that creates a table with this many columns, and drops one of them."""
     columns = ", ".join(f"c{position} int" for position in range(number))
-    return replaced(f"({columns}); ALTER TABLE {REFLECTIONS} DROP COLUMN c0")
+    return recreate_reflections(f"({columns}); ALTER TABLE {REFLECTIONS} DROP COLUMN c0")
 
 
 NO_REFERENCES = "; ".join(
@@ -63,9 +63,9 @@ NO_REFERENCES = "; ".join(
 )
 UID = "CREATE FUNCTION auth.uid({}) RETURNS {} LANGUAGE sql STABLE AS 'SELECT NULL::uuid'"
 NO_UID = "DROP FUNCTION auth.uid() CASCADE"
-DIFFERS = f"error[app-table-differs] {REFLECTIONS}"
-USERS = "error[users-table-differs] auth.users"
-EVENT = """
+APP_TABLE_DIFFERS = f"error[app-table-differs] {REFLECTIONS}"
+USERS_TABLE_DIFFERS = "error[users-table-differs] auth.users"
+EVENT_TRIGGER = """
     CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql
     AS $$ BEGIN RAISE EXCEPTION 'no DDL'; END $$;
     CREATE EVENT TRIGGER refuse ON ddl_command_start {} EXECUTE FUNCTION public.refuse();
@@ -79,21 +79,21 @@ CAUSES = (
             " CREATE TABLE public.whole (id uuid, body text) PARTITION BY LIST (id);"
             f" CREATE TABLE {REFLECTIONS} PARTITION OF public.whole DEFAULT"
         ),
-        DIFFERS,
-        repaired=False,
+        APP_TABLE_DIFFERS,
+        has_fix=False,
     ),
     Cause(
         as_postgres(
             f"DROP TABLE {REFLECTIONS}; CREATE TYPE public.kind AS (id uuid, body text);"
             f" CREATE TABLE {REFLECTIONS} OF public.kind"
         ),
-        DIFFERS,
+        APP_TABLE_DIFFERS,
     ),
-    Cause(wide(1600), DIFFERS, repaired=False),
+    Cause(create_columns(1600), APP_TABLE_DIFFERS, has_fix=False),
     Cause(
         f"CREATE TABLE public.kid () INHERITS ({REFLECTIONS})",
         "error[app-table-not-owned] public.kid",
-        gained="postgres public.kid",
+        granted="postgres public.kid",
     ),
     Cause(
         as_postgres(
@@ -105,19 +105,21 @@ CAUSES = (
     Cause(
         f"{NO_REFERENCES}; ALTER TABLE auth.users DROP CONSTRAINT users_pkey,"
         " ADD PRIMARY KEY (id) DEFERRABLE",
-        f"{USERS}.id",
-        repaired=False,
+        f"{USERS_TABLE_DIFFERS}.id",
+        has_fix=False,
     ),
-    Cause(f"{NO_REFERENCES}; ALTER TABLE auth.users SET UNLOGGED", USERS, repaired=False),
+    Cause(
+        f"{NO_REFERENCES}; ALTER TABLE auth.users SET UNLOGGED", USERS_TABLE_DIFFERS, has_fix=False
+    ),
     Cause(
         f"{NO_UID}; {UID.format('', 'SETOF uuid')}",
         "error[uid-function-missing] auth.uid()",
-        repaired=False,
+        has_fix=False,
     ),
     Cause(
         UID.format("day int DEFAULT 1", "uuid"),
         "error[uid-function-missing] auth.uid()",
-        repaired=False,
+        has_fix=False,
     ),
     Cause("REVOKE USAGE ON LANGUAGE plpgsql FROM PUBLIC", "error[privilege-missing] plpgsql"),
     *(
@@ -134,40 +136,46 @@ CAUSES = (
         "CREATE SCHEMA langfuse_migrations;"
         " GRANT USAGE, CREATE ON SCHEMA langfuse_migrations TO postgres",
         "warning[owner-differs] langfuse_migrations",
-        works=True,
+        succeeds=True,
     ),
     Cause(
-        EVENT.format("WHEN TAG IN ('CREATE TABLE')"),
+        EVENT_TRIGGER.format("WHEN TAG IN ('CREATE TABLE')"),
         "warning[event-trigger-found] pg_event_trigger",
-        repaired=False,
+        has_fix=False,
     ),
     Cause(
         "REVOKE USAGE ON SCHEMA public FROM PUBLIC, anon, authenticated, service_role",
         "warning[access-missing] public",
-        works=True,
+        succeeds=True,
     ),
-    Cause("ALTER ROLE service_role NOBYPASSRLS", "warning[role-differs] service_role", works=True),
-    Cause("ALTER ROLE anon SUPERUSER BYPASSRLS", "warning[role-differs] anon", works=True),
-    Cause("GRANT service_role TO authenticated", "warning[role-differs] authenticated", works=True),
+    Cause(
+        "ALTER ROLE service_role NOBYPASSRLS", "warning[role-differs] service_role", succeeds=True
+    ),
+    Cause("ALTER ROLE anon SUPERUSER BYPASSRLS", "warning[role-differs] anon", succeeds=True),
+    Cause(
+        "GRANT service_role TO authenticated", "warning[role-differs] authenticated", succeeds=True
+    ),
     Cause(
         "REVOKE EXECUTE ON FUNCTION auth.uid() FROM PUBLIC",
         "warning[access-missing] auth.uid()",
-        works=True,
+        succeeds=True,
     ),
     Cause(
-        "ALTER FUNCTION auth.uid() VOLATILE", "warning[uid-function-differs] auth.uid()", works=True
+        "ALTER FUNCTION auth.uid() VOLATILE",
+        "warning[uid-function-differs] auth.uid()",
+        succeeds=True,
     ),
 )
 
 HARMLESS = (
-    wide(1599),
+    create_columns(1599),
     as_postgres(f"CREATE TABLE public.kid (langfuse_trace_id uuid) INHERITS ({REFLECTIONS})"),
     f"{NO_UID}; {UID.format('day int DEFAULT 1', 'uuid')}",
-    EVENT.format("WHEN TAG IN ('CREATE FUNCTION')"),
-    EVENT.format("") + "; ALTER EVENT TRIGGER refuse DISABLE",
+    EVENT_TRIGGER.format("WHEN TAG IN ('CREATE FUNCTION')"),
+    EVENT_TRIGGER.format("") + "; ALTER EVENT TRIGGER refuse DISABLE",
     "ALTER TABLE auth.users ADD UNIQUE (id) DEFERRABLE",
 )
-"""Changes after which the upgrade works, without a finding."""
+"""Changes after which preflight has no finding, because the upgrade succeeds."""
 
 
 @contextmanager
@@ -180,8 +188,8 @@ def changed(database: Database, sql: str) -> Iterator[sa.Connection]:
         connection.rollback()
 
 
-def found_by(connection: sa.Connection) -> list[Finding]:
-    """The findings of preflight for postgres, with an upgrade from base."""
+def preflight_findings(connection: sa.Connection) -> list[Finding]:
+    """Return the findings of preflight for postgres, with an upgrade from base."""
     connection.exec_driver_sql("SET LOCAL ROLE postgres")
     found = checks.check(connection, Position(HISTORY, None, REVISIONS))
     connection.exec_driver_sql("RESET ROLE")
@@ -193,7 +201,7 @@ def shown(findings: list[Finding]) -> list[str]:
 
 
 def repair(connection: sa.Connection, finding: Finding) -> None:
-    """Run the fix as the role that saw the finding, or as the one that the advice names."""
+    """Run the fix as postgres, or as the role that the advice names."""
     connection.exec_driver_sql(f"SET LOCAL ROLE {user_of(finding)}")
     for statement in commands(finding):
         assert is_sql(statement)
@@ -201,30 +209,33 @@ def repair(connection: sa.Connection, finding: Finding) -> None:
     connection.exec_driver_sql("RESET ROLE")
 
 
-def problem_with(connection: sa.Connection, cause: Cause, allowed: set[str]) -> list[str]:
-    """Look, follow the fix, look again, and compare the access."""
-    findings = found_by(connection)
-    if shown(findings) != [cause.finding] or bool(findings[0].fix) != cause.repaired:
+def problems_of(connection: sa.Connection, cause: Cause, allowed: set[str]) -> list[str]:
+    """Return the differences from the expected finding, and the effects of its fix.
+
+    The effects are the findings that remain, and the access that the fix opens.
+    """
+    findings = preflight_findings(connection)
+    if shown(findings) != [cause.finding] or bool(findings[0].fix) != cause.has_fix:
         return [*map(str, findings), "instead of", cause.finding]
-    if not cause.repaired:
+    if not cause.has_fix:
         return []
     access = allowed | effective_access(connection)
     repair(connection, findings[0])
     # A renamed column keeps its privileges.
     opened = {one.replace("_before", "") for one in effective_access(connection)} - access
-    if cause.gained:
-        opened = {one for one in opened if not one.startswith(cause.gained)}
-    return [*shown(found_by(connection)), *sorted(opened)]
+    if cause.granted:
+        opened = {one for one in opened if not one.startswith(cause.granted)}
+    return [*shown(preflight_findings(connection)), *sorted(opened)]
 
 
-@follows(*{re.split(r"[][]", cause.finding)[1] for cause in CAUSES if cause.repaired})
+@follows(*{re.split(r"[][]", cause.finding)[1] for cause in CAUSES if cause.has_fix})
 def test_preflight_reports_each_cause_with_fix_that_opens_no_access(database: Database) -> None:
     with changed(database, "SELECT 1") as connection:
         allowed = effective_access(connection)
     problems = {}
     for cause in CAUSES:
         with changed(database, cause.sql) as connection:
-            problem = problem_with(connection, cause, allowed)
+            problem = problems_of(connection, cause, allowed)
             problems |= {cause.sql[:200]: problem} if problem else {}
     assert problems == {}
 
@@ -232,7 +243,7 @@ def test_preflight_reports_each_cause_with_fix_that_opens_no_access(database: Da
 def test_preflight_reports_nothing_after_harmless_change(database: Database) -> None:
     for sql in HARMLESS:
         with changed(database, sql) as connection:
-            assert shown(found_by(connection)) == [], sql[:200]
+            assert shown(preflight_findings(connection)) == [], sql[:200]
 
 
 def test_preflight_reports_default_tablespace_without_create(database: Database) -> None:
@@ -244,7 +255,7 @@ def test_preflight_reports_default_tablespace_without_create(database: Database)
         cause = Cause(sql, "error[privilege-missing] slow disk")
         try:
             with changed(database, sql) as connection:
-                assert problem_with(connection, cause, set()) == []
+                assert problems_of(connection, cause, set()) == []
                 connection.exec_driver_sql("SET LOCAL ROLE postgres; CREATE TABLE public.t ()")
             refused = pytest.raises(sa.exc.ProgrammingError, match="permission denied for tables")
             with changed(database, f"{sql}; SET LOCAL ROLE postgres") as connection, refused:
@@ -253,7 +264,7 @@ def test_preflight_reports_default_tablespace_without_create(database: Database)
             superuser.exec_driver_sql('DROP TABLESPACE "slow disk"')
 
 
-def test_preflight_works_without_privilege_on_pg_locks(database: Database) -> None:
+def test_preflight_succeeds_without_privilege_on_pg_locks(database: Database) -> None:
     database.execute("REVOKE SELECT ON pg_locks FROM PUBLIC", SUPERUSER)
     with not_member(database, "pg_read_all_data"), not_member(database, "pg_monitor"):
         report = migrations.preflight(database.url)
@@ -262,7 +273,7 @@ def test_preflight_works_without_privilege_on_pg_locks(database: Database) -> No
     assert verify(database.url) == []
 
 
-def test_preflight_reports_no_event_trigger_of_supabase(database: Database) -> None:
+def test_preflight_ignores_event_trigger_of_supabase(database: Database) -> None:
     enable_automatic_rls(database)
     add_platform_tables(database)
     assert migrations.preflight(database.url).findings == ()
@@ -270,16 +281,16 @@ def test_preflight_reports_no_event_trigger_of_supabase(database: Database) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.finding)
-def test_upgrade_without_checks_fails_for_each_cause(
+def test_upgrade_without_checks_succeeds_only_for_expected_causes(
     database: Database, cause: Cause, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise, the check would refuse an upgrade that works."""
+    """If an upgrade succeeds without the checks, its finding must be a warning."""
     with database.connect(SUPERUSER) as superuser:
         roles = cause.finding.startswith("warning[role-differs]")
         superuser.exec_driver_sql(f"BEGIN; {cause.sql}; COMMIT")
         monkeypatch.setattr(checks, "check", lambda *_: [])
         try:
-            if cause.works:
+            if cause.succeeds:
                 migrations.upgrade(database.url)
             else:
                 with pytest.raises(SchemaError, match="server-refused"):

@@ -1,4 +1,4 @@
-"""Preflight: nothing on a healthy database; each condition gives its finding, and no other."""
+"""Preflight reports nothing on a healthy database, and one finding for each problem."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_preflight_of_healthy_database_has_no_findings(any_world: Database, revi
         migrations.upgrade(any_world.url, revision)
     before = any_world.catalog()
     assert codes(any_world) == []
-    assert any_world.catalog() == before, "preflight changes nothing"
+    assert any_world.catalog() == before, "preflight changed the database"
 
 
 def test_preflight_takes_less_than_a_second(database: Database) -> None:
-    """The best of three, since any process may be kept waiting on a busy machine."""
+    """The best of three runs counts, because a busy machine can delay a process."""
     config = migrations.config_for(database.url)
     times = []
     for _ in range(3):
@@ -83,7 +83,7 @@ def test_preflight_reports_server_roles_and_sizes_as_facts(
     assert all("SELECT" in legacy[role] for role in ("anon", "authenticated", "service_role"))
 
 
-def test_preflight_prints_plan_then_findings_then_one_line(database: Database) -> None:
+def test_preflight_prints_plan_then_findings_then_result(database: Database) -> None:
     migrations.upgrade(database.url, CORE)
     database.execute("ALTER TABLE auth.users SET (autovacuum_enabled = off)", SUPERUSER)
     database.execute("ANALYZE reflections, langfuse_traces")
@@ -117,7 +117,7 @@ def test_preflight_at_head_prints_nothing_to_do(database: Database) -> None:
 
 
 @pytest.mark.parametrize("script", HISTORY.scripts, ids=lambda script: script.revision)
-def test_each_revision_states_its_locks(script: Script) -> None:
+def test_docstring_of_revision_contains_its_locks(script: Script) -> None:
     assert plan.heading(script.module.__doc__ or "", "Locks")
 
 
@@ -127,7 +127,7 @@ def test_preflight_warns_about_open_transaction_on_app_table(database: Database)
         found = report(database)
         holder.exec_driver_sql("ROLLBACK")
     (finding,) = found["findings"]
-    assert found["ok"], "a warning stops nothing"
+    assert found["ok"], "a warning is reported as an error"
     assert (finding["code"], finding["severity"]) == ("table-in-use", "warning")
     assert finding["object"] == "public.reflections"
     assert "supabase_admin, payroll" in finding["cause"]
@@ -171,7 +171,7 @@ def test_preflight_at_head_ignores_open_transaction_on_app_table(database: Datab
     migrations.upgrade(database.url)
     with database.connect(SUPERUSER) as holder:
         holder.exec_driver_sql("BEGIN; SELECT 1 FROM reflections")
-        assert codes(database) == [], "nothing is pending"
+        assert codes(database) == [], "a table is reported although no revision is pending"
         holder.exec_driver_sql("ROLLBACK")
 
 
@@ -220,7 +220,7 @@ def test_preflight_reports_langfuse_table_of_another_owner(database: Database) -
 
 
 @pytest.mark.parametrize(
-    ("revoked", "place"),
+    ("revoked", "expected"),
     [
         ("REVOKE REFERENCES ON auth.users FROM postgres", "auth.users"),
         (
@@ -230,11 +230,13 @@ def test_preflight_reports_langfuse_table_of_another_owner(database: Database) -
         ("ALTER SCHEMA public OWNER TO supabase_admin", "public"),
     ],
 )
-def test_preflight_reports_missing_privilege(database: Database, revoked: str, place: str) -> None:
+def test_preflight_reports_missing_privilege(
+    database: Database, revoked: str, expected: str
+) -> None:
     database.execute(revoked, SUPERUSER)
     # pg_read_all_data includes USAGE on all schemas.
     with not_member(database, "pg_read_all_data"):
-        assert codes(database) == [("error", "privilege-missing", place)]
+        assert codes(database) == [("error", "privilege-missing", expected)]
 
 
 def test_preflight_reports_server_below_oldest_version(

@@ -1,4 +1,4 @@
-"""Each mistake a user can make: one clear message, an exit code, an untouched database."""
+"""Commands refuse each mistake of a user with one message, and change no database."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def refused(database: Database, *expected: str, url: str | None = None) -> None:
+def assert_refused(database: Database, *expected: str, url: str | None = None) -> None:
     """Assert that `upgrade head` fails, prints `expected`, and leaves the catalog unchanged."""
     before = database.catalog()
-    with pytest.raises(SchemaError) as stopped:
+    with pytest.raises(SchemaError) as error:
         migrations.upgrade(url or database.url)
-    assert_reported(Outcome(1, "", str(stopped.value)), *expected)
+    assert_reported(Outcome(1, "", str(error.value)), *expected)
     assert database.catalog() == before
 
 
 def assert_reported(outcome: Outcome, *expected: str) -> None:
+    """Assert that a command fails, and prints a fix, a link and `expected`."""
     assert outcome.code != 0, outcome
     assert "Traceback" not in outcome.stderr + outcome.stdout
     for text in (*expected, "  fix:", "  docs:"):
@@ -54,7 +55,7 @@ class TestServer:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             url = f"postgresql://postgres:secret@127.0.0.1:{unused.getsockname()[1]}/postgres"
-            refused(database, "server-unreachable", "Connection refused", url=url)
+            assert_refused(database, "server-unreachable", "Connection refused", url=url)
 
     def test_upgrade_error_omits_password_of_url(self) -> None:
         outcome = langfuse_schema(
@@ -88,27 +89,27 @@ class TestServer:
 
     def test_upgrade_reports_unknown_host(self, database: Database) -> None:
         url = "postgresql://postgres@db.invalid/postgres"
-        refused(database, "server-unreachable", "db.invalid", url=url)
+        assert_refused(database, "server-unreachable", "db.invalid", url=url)
 
     def test_missing_database_is_reported_without_command_for_another_host(
         self, database: Database
     ) -> None:
         url = database.url.set(database="nowhere")
-        with pytest.raises(migrations.SchemaError) as stopped:
+        with pytest.raises(migrations.SchemaError) as error:
             migrations.preflight(url)
-        (finding,) = stopped.value.findings
+        (finding,) = error.value.findings
         assert (finding.code, finding.fix) == ("database-missing", ())
         assert finding.advice == "Correct the name of the database in the URL."
         assert shown(parse_url(url, "the URL")) in finding.message
 
     def test_upgrade_reports_unknown_role(self, database: Database) -> None:
-        url = database.as_user("stranger").render_as_string()
-        refused(database, 'role "stranger" does not exist', url=url)
+        url = database.as_user("unknown").render_as_string()
+        assert_refused(database, 'role "unknown" does not exist', url=url)
 
     def test_upgrade_refuses_read_only_session(self, database: Database) -> None:
         name = database.url.database
         database.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-        refused(database, "session-read-only", "Connect to the primary server")
+        assert_refused(database, "session-read-only", "Connect to the primary server")
 
 
 class TestUrl:
@@ -122,7 +123,7 @@ class TestUrl:
         assert database.catalog() == before
 
     def test_mysql_url_is_refused(self, database: Database) -> None:
-        refused(database, "url-not-postgresql", "a mysql URL", url="mysql://u:p@host/db")
+        assert_refused(database, "url-not-postgresql", "a mysql URL", url="mysql://u:p@host/db")
 
     def test_single_percent_sign_in_ini_url_is_refused(
         self, database: Database, tmp_path: Path
@@ -161,73 +162,73 @@ class TestUrl:
 class TestUsersTable:
     def test_missing_users_table_is_reported(self, database: Database) -> None:
         database.execute("DROP TABLE auth.users CASCADE", SUPERUSER)
-        refused(
+        assert_refused(
             database, "users-table-missing", "auth.users", "Connect to the app's Supabase database"
         )
 
     def test_missing_auth_schema_is_reported(self, database: Database) -> None:
         database.execute("DROP SCHEMA auth CASCADE", SUPERUSER)
-        refused(database, "users-table-missing", "uid-function-missing")
+        assert_refused(database, "users-table-missing", "uid-function-missing")
 
     def test_users_table_with_bigint_id_is_refused(self, database: Database) -> None:
         database.execute("DROP TABLE auth.users CASCADE", SUPERUSER)
         database.execute("CREATE TABLE auth.users (id bigint PRIMARY KEY)", SUPERUSER)
-        refused(database, "users-table-differs", "id bigint, a key")
+        assert_refused(database, "users-table-differs", "id bigint, a key")
 
     def test_users_table_without_key_on_id_is_refused(self, database: Database) -> None:
         database.execute("DROP TABLE auth.users CASCADE", SUPERUSER)
         database.execute("CREATE TABLE auth.users (id uuid)", SUPERUSER)
-        refused(database, "users-table-differs", "id uuid, not a key")
+        assert_refused(database, "users-table-differs", "id uuid, not a key")
 
     def test_users_table_without_id_is_refused(self, database: Database) -> None:
         database.execute("DROP TABLE auth.users CASCADE", SUPERUSER)
         database.execute("CREATE TABLE auth.users (uid uuid PRIMARY KEY)", SUPERUSER)
-        refused(database, "users-table-differs", "id missing")
+        assert_refused(database, "users-table-differs", "id missing")
 
     def test_users_view_is_refused(self, database: Database) -> None:
         database.execute("DROP TABLE auth.users CASCADE", SUPERUSER)
         database.execute("CREATE VIEW auth.users AS SELECT gen_random_uuid() AS id", SUPERUSER)
-        refused(database, "users-table-differs", "a view")
+        assert_refused(database, "users-table-differs", "a view")
 
     def test_missing_references_privilege_on_users_is_reported(self, database: Database) -> None:
         database.execute("REVOKE ALL ON auth.users FROM postgres", SUPERUSER)
-        refused(
+        assert_refused(
             database,
             "privilege-missing",
             "GRANT REFERENCES (id) ON TABLE auth.users TO postgres",
         )
 
     def test_missing_usage_privilege_on_auth_schema_is_reported(self, database: Database) -> None:
-        # The API roles too: postgres is a member of theirs.
+        # postgres is a member of the API roles, and inherits their privileges.
         database.execute(
             "REVOKE ALL ON SCHEMA auth FROM postgres, anon, authenticated, service_role", SUPERUSER
         )
         with not_member(database, "pg_read_all_data"):
-            refused(database, "privilege-missing", "GRANT USAGE ON SCHEMA auth TO postgres")
+            assert_refused(database, "privilege-missing", "GRANT USAGE ON SCHEMA auth TO postgres")
 
     def test_missing_auth_uid_function_is_reported(self, database: Database) -> None:
         database.execute("DROP FUNCTION auth.uid CASCADE", SUPERUSER)
-        refused(database, "uid-function-missing", "auth.uid()")
+        assert_refused(database, "uid-function-missing", "auth.uid()")
 
 
 class TestAppTables:
     def test_missing_app_table_is_reported(self, database: Database) -> None:
         database.execute("DROP TABLE reflections")
-        refused(database, "app-table-missing", "public.reflections")
+        assert_refused(database, "app-table-missing", "public.reflections")
 
     def test_view_in_place_of_app_table_is_refused(self, database: Database) -> None:
         database.execute("ALTER TABLE reflections RENAME TO reflections_before")
         database.execute("CREATE VIEW reflections AS SELECT * FROM reflections_before")
-        refused(database, "app-table-differs", "public.reflections", "a view")
+        assert_refused(database, "app-table-differs", "public.reflections", "a view")
 
     def test_partitioned_app_table_is_refused(self, database: Database) -> None:
         database.execute("DROP TABLE reflections")
         database.execute("CREATE TABLE reflections (id uuid) PARTITION BY HASH (id)")
-        refused(database, "app-table-differs", "a partitioned table")
+        assert_refused(database, "app-table-differs", "a partitioned table")
 
     def test_app_table_of_another_owner_is_reported_with_owner(self, database: Database) -> None:
         database.execute("ALTER TABLE reflections OWNER TO supabase_auth_admin", SUPERUSER)
-        refused(
+        assert_refused(
             database,
             "app-table-not-owned",
             "owned by supabase_auth_admin",
@@ -236,18 +237,18 @@ class TestAppTables:
 
     def test_link_column_of_another_type_conflicts_until_renamed(self, database: Database) -> None:
         database.execute("ALTER TABLE reflections ADD langfuse_trace_id text")
-        remedy = (
+        fix = (
             "ALTER TABLE public.reflections RENAME COLUMN langfuse_trace_id"
             " TO langfuse_trace_id_before"
         )
-        refused(database, "name-taken", "public.reflections.langfuse_trace_id", "text", remedy)
-        database.execute(remedy)
+        assert_refused(database, "name-taken", "public.reflections.langfuse_trace_id", "text", fix)
+        database.execute(fix)
         assert langfuse_schema(database, "upgrade", "head").code == 0
 
     def test_link_column_without_foreign_key_is_reported(self, database: Database) -> None:
         migrations.upgrade(database.url, CORE)
         database.execute("ALTER TABLE reflections ADD langfuse_trace_id uuid")
-        refused(
+        assert_refused(
             database,
             "constraint-missing",
             "public.reflections: reflections_langfuse_trace_id_fkey",
@@ -256,32 +257,32 @@ class TestAppTables:
 
     def test_index_of_app_with_name_of_link_index_conflicts(self, database: Database) -> None:
         database.execute("CREATE INDEX idx_reflections_langfuse_trace_id ON reflections (body)")
-        refused(database, "name-taken", "public.idx_reflections_langfuse_trace_id", "(body)")
+        assert_refused(database, "name-taken", "public.idx_reflections_langfuse_trace_id", "(body)")
 
     def test_upgrade_reports_all_problems_at_once(self, database: Database) -> None:
         database.execute("DROP TABLE reflections")
         database.execute("DROP FUNCTION auth.uid CASCADE", SUPERUSER)
         database.execute("REVOKE ALL ON auth.users FROM postgres", SUPERUSER)
-        refused(database, "app-table-missing", "uid-function-missing", "privilege-missing")
+        assert_refused(database, "app-table-missing", "uid-function-missing", "privilege-missing")
 
 
 class TestExistingTables:
     def test_existing_table_with_other_columns_is_reported(self, database: Database) -> None:
         database.execute("CREATE TABLE langfuse_scores (id bigint)")
         rename = "ALTER TABLE public.langfuse_scores RENAME TO langfuse_scores_before"
-        refused(database, "name-taken", "public.langfuse_scores", "a table", rename)
+        assert_refused(database, "name-taken", "public.langfuse_scores", "a table", rename)
         database.execute(rename)
         assert langfuse_schema(database, "upgrade", "head").code == 0
 
     def test_view_with_name_of_langfuse_table_is_reported(self, database: Database) -> None:
         database.execute("CREATE VIEW rate_limit_logs AS SELECT 1 AS one")
-        refused(database, "name-taken", "public.rate_limit_logs", "a view")
+        assert_refused(database, "name-taken", "public.rate_limit_logs", "a view")
 
     def test_index_on_app_table_with_name_of_langfuse_index_conflicts(
         self, database: Database
     ) -> None:
         database.execute("CREATE INDEX idx_langfuse_scores_status ON reflections (body)")
-        refused(
+        assert_refused(
             database,
             "name-taken",
             "public.idx_langfuse_scores_status",
@@ -292,7 +293,7 @@ class TestExistingTables:
         self, database: Database
     ) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS).replace("'failed'", "'failed', 'lost'"))
-        refused(
+        assert_refused(
             database,
             "plan-already-run",
             "1 difference from revision",
@@ -307,8 +308,8 @@ class TestExistingTables:
     ) -> None:
         sql = plan_sql(*PLAN_REVISIONS).replace("auth.uid() = user_id", "true")
         database.execute(sql)
-        refused(database, "plan-already-run", f"langfuse-schema stamp {POLICIES}")
-        refused(database, "policy-differs", "Users can view their own traces", "USING true")
+        assert_refused(database, "plan-already-run", f"langfuse-schema stamp {POLICIES}")
+        assert_refused(database, "policy-differs", "Users can view their own traces", "USING true")
 
     @pytest.mark.parametrize("recorded", [False, True])
     def test_plan_with_missing_policy_is_described_as_plan(
@@ -316,11 +317,11 @@ class TestExistingTables:
     ) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS))
         database.execute('DROP POLICY "Users can view their own traces" ON langfuse_traces')
-        described = "the plan's SQL was run up to"
+        description = "the plan's SQL was run up to"
         if recorded:
             migrations.stamp(database.url, POLICIES)
-            described = "Restore it as the plan's SQL creates it:"
-        with pytest.raises(SchemaError, match=described) as refusal:
+            description = "Restore it as the plan's SQL creates it:"
+        with pytest.raises(SchemaError, match=description) as refusal:
             migrations.upgrade(database.url)
         assert "revisions" not in str(refusal.value)
         (missing,) = (one for one in refusal.value.findings if one.code == "policy-missing")
@@ -338,41 +339,41 @@ class TestExistingTables:
         database.execute(
             'CREATE POLICY "Users can view their own traces" ON langfuse_traces USING (true)'
         )
-        refused(database, "name-taken", 'DROP POLICY "Users can view their own traces"')
+        assert_refused(database, "name-taken", 'DROP POLICY "Users can view their own traces"')
 
     def test_head_schema_without_revision_is_adopted_by_stamp(self, database: Database) -> None:
-        """As exported files, or a restore of schema public, leave it."""
+        """Exported files and a restore of schema public create such a database."""
         migrations.upgrade(database.url)
-        undisturbed = database.catalog()
+        before = database.catalog()
         database.execute("DROP SCHEMA langfuse_migrations CASCADE")
         stamp = f"langfuse-schema stamp {HEAD}"
-        refused(database, "revision-missing", "no revision is recorded", stamp)
+        assert_refused(database, "revision-missing", "no revision is recorded", stamp)
         assert langfuse_schema(database, "stamp", HEAD).code == 0
         assert langfuse_schema(database, "upgrade", "head").code == 0
-        assert database.catalog() == undisturbed
+        assert database.catalog() == before
 
     def test_head_schema_without_revision_and_index_is_repaired_then_stamped(
         self, database: Database
     ) -> None:
         migrations.upgrade(database.url)
-        undisturbed = database.catalog()
+        before = database.catalog()
         database.execute("DROP SCHEMA langfuse_migrations CASCADE")
         database.execute("DROP INDEX idx_langfuse_traces_entity")
         stamp = f"langfuse-schema stamp {HEAD}"
-        refused(database, "revision-missing", "index-missing", "1 difference from", stamp)
+        assert_refused(database, "revision-missing", "index-missing", "1 difference from", stamp)
         *differences, last = verify(database.url)
         assert [finding.code for finding in differences] == ["index-missing"]
         for statement in differences[0].fix:
             database.execute(statement)
         assert last.fix == (f"langfuse-schema stamp {HEAD}",)
         assert langfuse_schema(database, "stamp", HEAD).code == 0
-        assert database.catalog() == undisturbed
+        assert database.catalog() == before
 
     def test_partial_restore_without_revision_offers_repairs_not_renames(
         self, database: Database
     ) -> None:
         migrations.upgrade(database.url)
-        undisturbed = database.catalog()
+        before = database.catalog()
         database.execute("DROP SCHEMA langfuse_migrations CASCADE; DROP TABLE langfuse_scores")
         outcome = langfuse_schema(database, "upgrade", "head")
         assert_reported(outcome, "revision-missing", "table-missing", "CREATE TABLE")
@@ -385,7 +386,7 @@ class TestExistingTables:
                 else:
                     database.execute(command)
         assert verify(database.url) == []
-        assert database.catalog().tables == undisturbed.tables
+        assert database.catalog().tables == before.tables
 
     @pytest.mark.parametrize("recorded", [LINKS, POLICIES])
     def test_recorded_revision_behind_tables_is_reported_with_stamp(
@@ -395,7 +396,7 @@ class TestExistingTables:
         database.execute(
             f"UPDATE langfuse_migrations.alembic_version SET version_num = '{recorded}'"
         )
-        refused(database, "revision-behind", f"langfuse-schema stamp --purge {HEAD}")
+        assert_refused(database, "revision-behind", f"langfuse-schema stamp --purge {HEAD}")
 
     @pytest.mark.parametrize(
         "type_definition",
@@ -409,9 +410,9 @@ class TestExistingTables:
         self, database: Database, type_definition: str
     ) -> None:
         database.execute(f"CREATE {type_definition}")
-        remedy = "ALTER TYPE public.rate_limit_logs RENAME TO rate_limit_logs_before"
-        refused(database, "name-taken", "a type", remedy)
-        database.execute(remedy)
+        fix = "ALTER TYPE public.rate_limit_logs RENAME TO rate_limit_logs_before"
+        assert_refused(database, "name-taken", "a type", fix)
+        database.execute(fix)
         assert langfuse_schema(database, "upgrade", "head").code == 0
 
     def test_foreign_key_with_name_of_link_conflicts_until_renamed(
@@ -422,9 +423,9 @@ class TestExistingTables:
             "ALTER TABLE reflections ADD other uuid,"
             f" ADD CONSTRAINT {name} FOREIGN KEY (other) REFERENCES auth.users (id)"
         )
-        remedy = f"ALTER TABLE public.reflections RENAME CONSTRAINT {name} TO {name}_before"
-        refused(database, "name-taken", f"public.reflections: {name}", remedy)
-        database.execute(remedy)
+        fix = f"ALTER TABLE public.reflections RENAME CONSTRAINT {name} TO {name}_before"
+        assert_refused(database, "name-taken", f"public.reflections: {name}", fix)
+        database.execute(fix)
         assert langfuse_schema(database, "upgrade", "head").code == 0
         assert verify(database.url) == []
 
@@ -433,7 +434,7 @@ class TestExistingTables:
         self, database: Database, revision: str
     ) -> None:
         database.execute(plan_sql(*PLAN_REVISIONS[: PLAN_REVISIONS.index(revision) + 1]))
-        refused(
+        assert_refused(
             database,
             "plan-already-run",
             f"langfuse-schema stamp {revision}",
@@ -450,13 +451,13 @@ class TestVersionTable:
         migrations.upgrade(database.url)
         before = database.execute("SELECT version_num FROM langfuse_migrations.alembic_version")
         database.execute(f"DROP TABLE {', '.join(langfuse_tables())} CASCADE")
-        refused(
+        assert_refused(
             database, "revision-without-tables", f"revision {before[0][0]}", "langfuse-schema stamp"
         )
 
     def test_stamp_base_and_upgrade_repair_dropped_tables(self, database: Database) -> None:
         migrations.upgrade(database.url)
-        undisturbed = database.catalog()
+        before = database.catalog()
         database.execute(f"DROP TABLE {', '.join(langfuse_tables())} CASCADE")
         assert alembic(database, "stamp", "base").code == 0
         for table in tables.APP_TABLES:
@@ -464,22 +465,22 @@ class TestVersionTable:
                 f"ALTER TABLE public.{table} RENAME COLUMN langfuse_trace_id"
                 " TO langfuse_trace_id_before"
             )
-            refused(database, "name-taken", f"public.{table}.langfuse_trace_id", rename)
+            assert_refused(database, "name-taken", f"public.{table}.langfuse_trace_id", rename)
             database.execute(f"ALTER TABLE public.{table} DROP COLUMN langfuse_trace_id")
         assert alembic(database, "upgrade", "head").code == 0
-        assert database.catalog() == undisturbed
+        assert database.catalog() == before
 
     def test_one_missing_table_at_head_is_refused_with_backup_advice(
         self, database: Database
     ) -> None:
         migrations.upgrade(database.url)
         database.execute("DROP TABLE rate_limit_logs")
-        refused(database, "revision-without-tables", "public.rate_limit_logs", "backup")
+        assert_refused(database, "revision-without-tables", "public.rate_limit_logs", "backup")
 
     def test_upgrade_refuses_unknown_recorded_revision(self, database: Database) -> None:
         migrations.upgrade(database.url)
         database.execute("UPDATE langfuse_migrations.alembic_version SET version_num = '20990101'")
-        refused(database, "revision-unknown", "20990101", "Install that release")
+        assert_refused(database, "revision-unknown", "20990101", "Install that release")
 
     @pytest.mark.parametrize("command", ["upgrade", "preflight", "downgrade"])
     def test_command_refuses_several_recorded_revisions(
@@ -527,13 +528,13 @@ class TestPrivileges:
         database.execute(f'ALTER DATABASE "{name}" OWNER TO supabase_admin', SUPERUSER)
         database.execute("GRANT CREATE ON SCHEMA public TO postgres", SUPERUSER)
         grant = f"GRANT CREATE ON DATABASE {name} TO postgres"
-        refused(database, "privilege-missing", grant)
+        assert_refused(database, "privilege-missing", grant)
 
     def test_missing_create_privilege_on_schema_public_is_reported(
         self, database: Database
     ) -> None:
         database.execute("ALTER SCHEMA public OWNER TO supabase_admin", SUPERUSER)
-        refused(database, "privilege-missing", "GRANT CREATE ON SCHEMA public TO postgres")
+        assert_refused(database, "privilege-missing", "GRANT CREATE ON SCHEMA public TO postgres")
 
     def test_missing_create_privilege_for_index_is_reported(self, database: Database) -> None:
         migrations.upgrade(database.url, CORE)
@@ -542,7 +543,7 @@ class TestPrivileges:
             " REVOKE CREATE ON SCHEMA public FROM postgres, PUBLIC",
             SUPERUSER,
         )
-        refused(database, "privilege-missing", "GRANT CREATE ON SCHEMA public TO postgres")
+        assert_refused(database, "privilege-missing", "GRANT CREATE ON SCHEMA public TO postgres")
 
     def test_missing_write_privilege_on_version_table_is_reported(self, database: Database) -> None:
         migrations.upgrade(database.url, HARDENED)
@@ -552,7 +553,7 @@ class TestPrivileges:
             SUPERUSER,
         )
         grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE {table} TO postgres"
-        refused(database, "privilege-missing", grant)
+        assert_refused(database, "privilege-missing", grant)
 
     def test_missing_create_privilege_on_version_schema_is_reported(
         self, database: Database
@@ -563,14 +564,14 @@ class TestPrivileges:
             SUPERUSER,
         )
         grant = "GRANT USAGE, CREATE ON SCHEMA langfuse_migrations TO postgres"
-        refused(database, "privilege-missing", grant)
+        assert_refused(database, "privilege-missing", grant)
 
     def test_role_that_owns_no_app_table_is_refused(self, database: Database) -> None:
         url = database.as_user("authenticator").render_as_string()
-        refused(database, "privilege-missing", "app-table-not-owned", url=url)
+        assert_refused(database, "privilege-missing", "app-table-not-owned", url=url)
 
 
-def test_alembic_command_prints_same_finding(database: Database) -> None:
+def test_alembic_command_prints_finding_once(database: Database) -> None:
     database.execute("DROP TABLE reflections")
     outcome = alembic(database, "upgrade", "head")
     assert outcome.code != 0
@@ -582,7 +583,7 @@ def test_downgrade_stops_at_dependent_view(database: Database) -> None:
     database.execute("CREATE VIEW mine AS SELECT langfuse_trace_id FROM reflections")
     outcome = langfuse_schema(database, "downgrade", "base")
     assert_reported(outcome, "2BP01", "view mine depends on")
-    # The revisions above it are taken back; the one that failed is whole.
+    # The revisions above it are downgraded, and the failed downgrade is rolled back.
     assert LINKS in langfuse_schema(database, "current").stdout
 
 

@@ -1,4 +1,4 @@
-"""The order of revisions is the order of Alembic's chain, whatever their ids are."""
+"""The order of revisions is the order of the chain, and does not depend on their ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DECREASING = [f"{90 - position}000000000000" for position in range(len(REVISIONS
 
 @pytest.fixture
 def history(tmp_path: Path, database: Database) -> Config:
-    """The same revisions and snapshots under ids that decrease along the chain."""
+    """Return a configuration of the same revisions with ids that decrease along the chain."""
     folder = tmp_path / "alembic"
     shutil.copytree(config_file().parent / "alembic", folder)
     new_ids = dict(zip(REVISIONS, DECREASING, strict=True))
@@ -89,7 +89,7 @@ def test_next_id_follows_the_head_and_the_date(head: str, expected: str) -> None
     assert revision.next_id(head, dt.date(2027, 1, 5)) == expected
 
 
-class TestFrozen:
+class TestReleaseCheck:
     def test_no_released_revision_snapshot_or_helper_has_changed(self) -> None:
         assert release.changed(CHECKOUT) == []
 

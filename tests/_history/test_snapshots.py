@@ -1,4 +1,4 @@
-"""The schema after each revision is the same on PostgreSQL 14 to 18, online and by script."""
+"""The schema after each revision is the same on PostgreSQL 14 to 18, online and offline."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def server(scratch: Path, version: int) -> Iterator[tuple[Database, str]]:
-    """A prepared database on a server of a version, and the path of psql."""
+    """Yield a prepared database on a server of this version, and the path of psql."""
     folder = Path(tempfile.mkdtemp(prefix=f"version-{version}-", dir=scratch))
     folder.chmod(0o755)
     with start_postgresql(version, folder / "server", {"fsync": "off"}) as started:

@@ -1,4 +1,4 @@
-"""Every code of the catalogue has text, JSON, an anchor in the reference, and a use."""
+"""Every code of the catalogue has text, JSON and an anchor in the reference, and is used."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ REFERENCE = (CHECKOUT / "docs" / "reference" / "errors.md").read_text(encoding="
 
 every_code = pytest.mark.parametrize("code", catalogue())
 
-OF_DIFFERENCES = re.compile(r"(.*)-(missing|differs|unexpected)|revision-(behind|ahead)")
-"""Codes that `messages.code` and `drift` put together."""
+DIFFERENCE_CODES = re.compile(r"(.*)-(missing|differs|unexpected)|revision-(behind|ahead)")
+"""Codes that `messages.code` and `drift` compose from parts."""
 
 
 def fields(code: str) -> set[str]:
+    """Return the names of the values in the texts of a code."""
     text = "\n".join(catalogue()[code].values())
     return {name for _, name, _, _ in Formatter().parse(text) if name} - {"place"}
 
@@ -68,19 +69,20 @@ def test_code_has_anchor_in_reference(code: str) -> None:
 
 
 @every_code
-def test_code_is_stable_lower_case_words(code: str) -> None:
+def test_code_is_lower_case_words_with_hyphens(code: str) -> None:
     assert re.fullmatch(r"[a-z]+(-[a-z]+)+", code)
     assert catalogue()[code]["about"].endswith(".")
 
 
 def calls() -> list[ast.Call]:
-    """The calls of `finding` in the source."""
+    """Return the calls of `finding` in the source."""
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in SOURCE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [node for node in nodes if ast.unparse(node.func) == "finding"]
 
 
 def literal_codes(node: ast.expr) -> set[str]:
+    """Return the codes that an expression contains as strings."""
     return {
         str(part.value)
         for part in ast.walk(node)
@@ -93,12 +95,12 @@ def test_every_code_is_used() -> None:
     unused = [
         code
         for code in catalogue()
-        if f'"{code}"' not in sources and not OF_DIFFERENCES.fullmatch(code)
+        if f'"{code}"' not in sources and not DIFFERENCE_CODES.fullmatch(code)
     ]
     assert unused == []
 
 
-def test_every_call_gives_the_values_of_its_code() -> None:
+def test_every_call_passes_values_of_its_code() -> None:
     for call in calls():
         given = {keyword.arg for keyword in call.keywords}
         for code in literal_codes(call.args[0]) if None not in given else ():
@@ -110,12 +112,12 @@ def test_multi_line_values_are_indented() -> None:
     assert "\n  cause: one\n         two\n" in rendered
 
 
-def test_lines_of_a_statement_are_indented() -> None:
+def test_lines_of_statement_are_indented() -> None:
     rendered = str(finding("policy-missing", "t", advice="Run:", expected="e", fix=["a\n  b;"]))
     assert "\n  fix:      Run:\n              a\n                b;\n" in rendered
 
 
-def test_sqlstate_follows_the_code() -> None:
+def test_sqlstate_is_printed_after_code() -> None:
     refused = finding("server-refused", "t", cause="c", advice="a", sqlstate="42501")
     assert str(refused).startswith("error[server-refused 42501]: ")
 
@@ -124,7 +126,7 @@ def test_sqlstate_follows_the_code() -> None:
     ("code", "expected"),
     [("url-missing", CANNOT_RUN), ("table-locked", NOT_IN_RIGHT_STATE)],
 )
-def test_exit_code_follows_the_catalogue(code: str, expected: int) -> None:
+def test_exit_code_is_read_from_catalogue(code: str, expected: int) -> None:
     values = dict.fromkeys(fields(code), "x")
     assert exit_code([finding(code, "t", **values)]) == expected
 
