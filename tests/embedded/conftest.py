@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def shared_parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The parent of the shared folder, for this test alone."""
+    """Yield a parent of the shared folder for one test."""
     path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-"))
     path.chmod(0o755)
     monkeypatch.setenv("LANGFUSE_SCHEMA_SHARED_FOLDER", str(path))

@@ -1,4 +1,4 @@
-"""`langfuse-schema dev`: ports, temporary databases, app tables, and deleting the database."""
+"""`langfuse-schema dev` opens ports and temporary databases, and deletes the database."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.helpers.npm import QUIET
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about a closed home of root")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
 
 @pytest.fixture
 def shared(shared_parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The parent of the shared folder, which holds all temporary files too."""
+    """Return the parent of the shared folder, which also contains all temporary files."""
     monkeypatch.setenv("TMPDIR", str(shared_parent))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return shared_parent
@@ -46,7 +46,7 @@ def shared(shared_parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(shared: Path) -> Path:
-    """A folder that `nobody` can enter, in which `dev` runs."""
+    """Return a folder that `nobody` can enter, in which `dev` runs."""
     path = shared / "my app"
     path.mkdir(mode=0o755)
     return path
@@ -98,7 +98,7 @@ def running(folder: Path, command: list[str]) -> Iterator[list[str]]:
 
 @pytest.fixture
 def terminal(folder: Path, tmp_path: Path) -> Terminal:
-    """A shell in the folder, in which langfuse-schema is not the one of a checkout."""
+    """Return a shell in the folder, in which langfuse-schema does not run in a checkout."""
     program = tmp_path / "langfuse-schema"
     program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c '{MAIN}' \"$@\"\n")
     program.chmod(0o755)
@@ -106,8 +106,8 @@ def terminal(folder: Path, tmp_path: Path) -> Terminal:
 
 
 @contextmanager
-def typed(terminal: Terminal, command: str) -> Iterator[list[str]]:
-    """Run a printed command of a shell until the end of the block, and yield its first lines."""
+def running_in_shell(terminal: Terminal, command: str) -> Iterator[list[str]]:
+    """Run a printed command in a shell until the end of the block, and yield its first lines."""
     path = f"{terminal.programs[0]}{os.pathsep}{os.environ['PATH']}"
     shell = ["env", f"PATH={path}", "bash", "-c", f"exec {command}"]
     with running(terminal.folder, shell) as lines:
@@ -115,6 +115,7 @@ def typed(terminal: Terminal, command: str) -> Iterator[list[str]]:
 
 
 def query(url: str | sa.URL, statement: str) -> list[object]:
+    """Return the first column of the rows of a query."""
     engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg2"), poolclass=sa.NullPool
     )
@@ -176,8 +177,8 @@ def test_dev_keeps_password_and_joins_server_with_same_port(folder: Path) -> Non
 
 
 def test_dev_refuses_port_that_another_program_uses(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(SchemaError, match=f"cannot listen on port {port}") as error:
             embedded.open_default(folder, Opening(port))
     assert error.value.findings[0].code == "embedded-port-taken"
@@ -186,18 +187,18 @@ def test_dev_refuses_port_that_another_program_uses(folder: Path) -> None:
 
 @pytest.mark.slow
 @follows("embedded-port-taken", "embedded-port-differs")
-def test_printed_command_uses_free_port(folder: Path, terminal: Terminal) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_printed_command_uses_available_port(folder: Path, terminal: Terminal) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(SchemaError) as error:
             embedded.open_default(folder, Opening(port))
         (command,) = commands(error.value.findings[0])
-        with typed(terminal, command) as lines:
+        with running_in_shell(terminal, command) as lines:
             assert sa.make_url(lines[0]).port not in (None, port)
             with pytest.raises(SchemaError) as error:
                 embedded.open_default(folder, Opening(port))
             (command,) = commands(error.value.findings[0])
-            with typed(terminal, command) as other:
+            with running_in_shell(terminal, command) as other:
                 assert sa.make_url(other[0]).port not in (None, sa.make_url(lines[0]).port)
                 assert query(other[0], "SELECT 1") == [1]
 
@@ -229,25 +230,25 @@ def test_dev_passes_database_to_command(folder: Path) -> None:
 def test_without_app_tables_refuses_database_that_has_them(
     folder: Path, terminal: Terminal
 ) -> None:
-    without = Opening(app_tables=False)
-    with embedded.open_default(folder, without) as server:
+    no_app_tables = Opening(app_tables=False)
+    with embedded.open_default(folder, no_app_tables) as server:
         query(server.url(), "SELECT 1")
-    # The app creates its own table of the name; the database stays one without built-in tables.
+    # A table of the app with this name does not turn the database into one with built-in tables.
     with embedded.open_default(folder) as server:
         engine = sa.create_engine(server.url(), poolclass=sa.NullPool)
         with engine.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE reflections (id int)")
-    embedded.open_default(folder, without).close()
+    embedded.open_default(folder, no_app_tables).close()
     removal.remove(folder)
     embedded.open_default(folder).close()
     with pytest.raises(SchemaError, match="has the built-in app tables") as error:
-        embedded.open_default(folder, without)
+        embedded.open_default(folder, no_app_tables)
     fresh, remove = commands(error.value.findings[0])
     tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-    with typed(terminal, fresh) as lines:
+    with running_in_shell(terminal, fresh) as lines:
         assert query(lines[0], tables) == [0]
     assert terminal.type(remove).code == 0
-    with embedded.open_default(folder, without) as server:
+    with embedded.open_default(folder, no_app_tables) as server:
         assert query(server.url(), tables) == [0]
 
 
@@ -255,7 +256,7 @@ def test_without_app_tables_refuses_database_that_has_them(
 
 
 @pytest.mark.slow
-def test_remove_deletes_database_and_second_time_does_nothing(folder: Path) -> None:
+def test_remove_deletes_database_and_second_run_does_nothing(folder: Path) -> None:
     embedded.open_default(folder).close()
     printed: list[str] = []
     dev.remove(folder, printed.append)
@@ -281,7 +282,7 @@ def test_remove_refuses_database_in_use_and_other_options(folder: Path) -> None:
 def test_printed_command_removes_database_of_another_user(
     folder: Path, terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database belongs to this user, for whom `sudo` changes nothing."""
+    """The database belongs to the current user, so this test replaces `sudo`."""
     embedded.open_default(folder).close()
 
     def refuse(_: Path) -> None:
@@ -323,7 +324,7 @@ def test_remove_in_closed_home_deletes_shared_folder_and_copied_programs(
 
 
 @as_root
-def test_new_clone_at_old_path_in_closed_home_gets_new_database_and_a_warning(
+def test_new_clone_at_old_path_in_closed_home_gets_new_database_and_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.chmod(0o700)
@@ -347,7 +348,9 @@ def test_moved_checkout_in_closed_home_keeps_database(folder: Path, shared: Path
 
 
 @as_root
-def test_record_cannot_name_a_folder_outside_the_shared_folder(folder: Path, shared: Path) -> None:
+def test_state_directory_is_in_shared_folder_if_record_points_outside(
+    folder: Path, shared: Path
+) -> None:
     folder.chmod(0o700)
     (folder / location.STATE).mkdir()
     (folder / location.STATE / "location").write_text("../../../etc\n")
@@ -356,13 +359,13 @@ def test_record_cannot_name_a_folder_outside_the_shared_folder(folder: Path, sha
 
 @pytest.mark.slow
 @as_root
-def test_remove_by_normal_user_after_root_names_sudo(folder: Path) -> None:
+def test_remove_by_normal_user_refuses_database_of_root(folder: Path) -> None:
     embedded.open_default(folder).close()
     remove = (
         "import os, sys; os.setuid(65534); from pathlib import Path;"
         "from langfuse_schema.embedded import removal; removal.remove(Path(sys.argv[1]))"
     )
-    # The class is loaded by root, because a normal user cannot enter root's home.
+    # Root loads the module, because a normal user cannot enter the home of root.
     loaded = f"from langfuse_schema.embedded import removal; {remove}"
     outcome = run(sys.executable, "-c", loaded, str(folder))
     assert "belongs to user 0" in outcome.stderr
@@ -370,7 +373,7 @@ def test_remove_by_normal_user_after_root_names_sudo(folder: Path) -> None:
 
 
 @follows("embedded-without-user")
-def test_user_without_passwd_entry_gets_line_to_add(
+def test_check_user_reports_passwd_line_for_unknown_user(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passwd = folder / "passwd"
@@ -405,7 +408,7 @@ await sql.end();
 
 
 @pytest.mark.slow
-def test_real_clients_connect_with_printed_url_and_not_without_its_password(
+def test_real_clients_connect_with_printed_url_and_not_with_wrong_password(
     folder: Path, clients: Path
 ) -> None:
     script = clients.parent / "count.mjs"
@@ -433,7 +436,7 @@ def test_real_clients_connect_with_printed_url_and_not_without_its_password(
 
 
 @pytest.mark.slow
-def test_killed_fresh_dev_leaves_nothing(folder: Path, shared: Path) -> None:
+def test_killed_fresh_dev_leaves_no_files(folder: Path, shared: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, "dev", "--fresh"],
         cwd=folder,
@@ -446,10 +449,10 @@ def test_killed_fresh_dev_leaves_nothing(folder: Path, shared: Path) -> None:
     process.kill()
     process.communicate()
 
-    def left() -> list[Path]:
+    def remaining_files() -> list[Path]:
         return [*shared.glob("*fresh*"), *shared.glob("*/*fresh*")]
 
     deadline = time.monotonic() + 60
-    while left() and time.monotonic() < deadline:
+    while remaining_files() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left() == []
+    assert remaining_files() == []

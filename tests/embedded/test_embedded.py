@@ -1,4 +1,4 @@
-"""The embedded server: it starts anywhere, keeps its data, and never outlives its last user."""
+"""The embedded server starts in any folder, keeps its data, and stops with its last client."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from langfuse_schema._postgres.findings import Finding
 
 DEADLINE = 30.0
-SCRATCH_BYTES = 1 << 30  # bytes; a cluster is 40 MB, and /dev/shm has 64 MB in plain containers
+SCRATCH_BYTES = 1 << 30  # a cluster has 40 MB, and /dev/shm often has 64 MB in containers
 FAST = {"fsync": "off"}
 ROOT = os.geteuid() == 0
-as_root = pytest.mark.skipif(not ROOT, reason="about what root meets")
+as_root = pytest.mark.skipif(not ROOT, reason="needs root")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG or /proc")
 
-# What another program does: it uses the server until its standard input ends.
-USER = """
+# Another program uses the server until its standard input ends.
+USE_SERVER = """
 import sys
 from pathlib import Path
 from langfuse_schema import embedded
@@ -64,7 +64,7 @@ with embedded.open_default(Path(sys.argv[1])) as server:
         print(connection.exec_driver_sql("SELECT count(*) FROM reflections").scalar())
     engine.dispose()
 """
-DEV = """
+RUN_DEV = """
 import sys
 from pathlib import Path
 from langfuse_schema.embedded import EmbeddedError, dev
@@ -74,10 +74,10 @@ dev.run(Path(sys.argv[1]), lambda line: print(line, flush=True))
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that `nobody` can enter, too: pytest's own are below a closed one."""
+    """Yield a folder that `nobody` can enter, unlike tmp_path, whose parent is closed."""
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if roomy else None))
+    has_space = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
+    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if has_space else None))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)
@@ -90,10 +90,10 @@ def directory(folder: Path) -> Path:
 
 @pytest.fixture
 def other_programs() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start Python programs, and end those that the test has not ended."""
+    """Yield a function that starts a Python program, and kill the programs at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(code: str, path: Path) -> subprocess.Popen[str]:
+    def start(code: str, path: Path) -> subprocess.Popen[str]:
         program = subprocess.Popen(
             [sys.executable, "-c", code, str(path)],
             stdin=subprocess.PIPE,
@@ -103,16 +103,16 @@ def other_programs() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         started.append(program)
         return program
 
-    yield begin
+    yield start
     for program in started:
         program.kill()
         program.communicate()
 
 
-def begin_user(
+def start_user(
     other_programs: Callable[..., subprocess.Popen[str]], directory: Path
 ) -> subprocess.Popen[str]:
-    user = other_programs(USER, directory)
+    user = other_programs(USE_SERVER, directory)
     assert user.stdout is not None
     assert user.stdout.readline() == "ready\n"
     return user
@@ -138,7 +138,7 @@ def is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     status = Path(f"/proc/{process}/stat")
-    # A zombie is dead; only its parent, which is none of ours after a kill -9, can bury it.
+    # A zombie has ended, but remains until its parent, which is another process, reads its status.
     with contextlib.suppress(FileNotFoundError):
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
     return not status.parent.parent.joinpath("self").exists()
@@ -153,12 +153,15 @@ def poll(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def is_dead(process: int) -> bool:
+def has_ended(process: int) -> bool:
     return poll(lambda: not is_alive(process))
 
 
-def nothing_runs_in(directory: Path) -> bool:
-    """Every process of PostgreSQL inherits server.lock, every supervisor has supervisor.lock."""
+def no_process_runs_in(directory: Path) -> bool:
+    """Return whether all processes end before the deadline.
+
+    Each process of PostgreSQL inherits server.lock, and the supervisor holds supervisor.lock.
+    """
     return poll(
         lambda: all(is_free(directory / f"{name}.lock") for name in ("supervisor", "server"))
     )
@@ -173,7 +176,7 @@ def is_free(lock: Path) -> bool:
         return True
 
 
-# Starting, joining, leaving
+# Start, join and close
 
 
 @pytest.mark.parametrize("version", [16, 18])
@@ -217,17 +220,17 @@ def test_server_stops_when_last_process_closes_it(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
     server = embedded.start(directory, settings=FAST)
-    user = begin_user(other_programs, directory)
+    user = start_user(other_programs, directory)
     process = postmaster(directory)
     assert server.close() is False
     assert is_alive(process)
     user.communicate()
     assert user.returncode == 0
     assert not is_alive(process)
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
 
 
-def test_close_returns_when_the_server_has_stopped(directory: Path) -> None:
+def test_close_returns_after_server_has_stopped(directory: Path) -> None:
     server = embedded.start(directory, settings=FAST)
     processes = postmaster(directory), supervisor(directory)
     assert server.is_running()
@@ -242,17 +245,17 @@ def test_start_waits_for_stopping_server(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
     for _ in range(5):
-        user = begin_user(other_programs, directory)
+        user = start_user(other_programs, directory)
         user.kill()
         user.wait()
         with embedded.start(directory, settings=FAST) as server:
             assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
 
 
-def test_server_stops_although_child_of_killed_process_runs(
+def test_server_stops_while_child_of_killed_process_runs(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    code = USER.replace(
+    code = USE_SERVER.replace(
         'print("ready"',
         "import subprocess; subprocess.Popen(['sleep', '60'], stdin=0, stdout=2, close_fds=False);"
         'print("ready"',
@@ -260,30 +263,30 @@ def test_server_stops_although_child_of_killed_process_runs(
     user = other_programs(code, directory)
     user.communicate()
     assert user.returncode == -signal.SIGKILL
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
 
 
-# Ends that nobody planned
+# Kills and interruptions
 
 
 def test_server_stops_when_only_process_that_uses_it_is_killed(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    user = begin_user(other_programs, directory)
+    user = start_user(other_programs, directory)
     processes = postmaster(directory), supervisor(directory)
     user.kill()
-    assert all(is_dead(process) for process in processes)
+    assert all(has_ended(process) for process in processes)
 
 
 def test_server_keeps_running_when_one_of_two_processes_is_killed(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    user = begin_user(other_programs, directory)
+    user = start_user(other_programs, directory)
     with embedded.start(directory, settings=FAST) as server:
         user.kill()
         user.wait()
         assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
 
 
 @on_linux
@@ -295,10 +298,10 @@ def test_server_stops_with_killed_supervisor_and_next_start_keeps_data(
         query(url, "CREATE TABLE kept AS SELECT 7 AS number")
         processes = postmaster(directory), supervisor(directory)
         os.kill(processes[1], signal.SIGKILL)
-        assert all(is_dead(process) for process in processes)
+        assert all(has_ended(process) for process in processes)
         with embedded.start(directory, settings=FAST):
             assert query(url, "SELECT number FROM kept") == 7
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
 
 
 def test_next_start_replaces_killed_postmaster_and_keeps_data(directory: Path) -> None:
@@ -309,20 +312,20 @@ def test_next_start_replaces_killed_postmaster_and_keeps_data(directory: Path) -
         assert poll(lambda: not server.is_running())
         with embedded.start(directory, settings=FAST):
             assert query(url, "SELECT number FROM kept") == 7
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
 
 
 @on_linux
 def test_killed_postmaster_leaves_no_shared_memory(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    user = begin_user(other_programs, directory)
+    user = start_user(other_programs, directory)
     lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
     segment = lines[6].split()[1]
     assert segment in shared_memory_segments()
     os.kill(postmaster(directory), signal.SIGKILL)
     user.communicate()
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
     assert segment not in shared_memory_segments()
 
 
@@ -331,19 +334,19 @@ def shared_memory_segments() -> list[str]:
 
 
 def test_start_replaces_incomplete_data_directory(directory: Path) -> None:
-    half = directory / "data.new" / "base"
-    half.mkdir(parents=True)
+    incomplete = directory / "data.new" / "base"
+    incomplete.mkdir(parents=True)
     with embedded.start(directory, settings=FAST) as server:
         assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
-    assert not half.exists()
+    assert not incomplete.exists()
 
 
 def test_start_ignores_stale_process_id_after_reboot(directory: Path) -> None:
     with embedded.start(directory, settings=FAST):
-        remains = (directory / "data" / "postmaster.pid").read_text().splitlines()
-    # By now the number belongs to a program that runs: this one.
-    remains[0] = str(os.getpid())
-    (directory / "data" / "postmaster.pid").write_text("\n".join([*remains, ""]))
+        lines = (directory / "data" / "postmaster.pid").read_text().splitlines()
+    # After a reboot, another program can have this process id. Here it is this process.
+    lines[0] = str(os.getpid())
+    (directory / "data" / "postmaster.pid").write_text("\n".join([*lines, ""]))
     with embedded.start(directory, settings=FAST) as server:
         assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
 
@@ -353,7 +356,7 @@ def test_close_stops_server_after_its_directory_is_deleted(directory: Path) -> N
     process = postmaster(directory)
     shutil.rmtree(directory)
     server.close()
-    assert is_dead(process)
+    assert has_ended(process)
 
 
 @pytest.mark.slow
@@ -363,7 +366,7 @@ def test_next_start_repairs_interrupted_first_start(
     directory: Path, other_programs: Callable[..., subprocess.Popen[str]], victim: str
 ) -> None:
     for milliseconds in range(0, 480, 32):
-        user = other_programs(USER, directory)
+        user = other_programs(USE_SERVER, directory)
         assert poll(lambda: bool(supervisors_of(directory)))
         time.sleep(milliseconds / 1000)
         for process in [user.pid] if victim == "user" else supervisors_of(directory):
@@ -371,7 +374,7 @@ def test_next_start_repairs_interrupted_first_start(
         user.communicate()
         with embedded.start(directory, settings=FAST) as server:
             assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
-        assert nothing_runs_in(directory)
+        assert no_process_runs_in(directory)
         shutil.rmtree(directory)
 
 
@@ -385,7 +388,7 @@ def supervisors_of(directory: Path) -> list[int]:
     return processes
 
 
-# Many at once
+# Concurrent processes
 
 
 @pytest.mark.slow
@@ -396,7 +399,7 @@ def test_four_concurrent_programs_share_one_new_database(
     outputs = [program.communicate()[0] for program in programs]
     assert outputs == ["3\n"] * 4
     assert [program.returncode for program in programs] == [0] * 4
-    assert nothing_runs_in(folder / ".langfuse-schema")
+    assert no_process_runs_in(folder / ".langfuse-schema")
 
 
 @pytest.mark.slow
@@ -414,10 +417,10 @@ def test_repeated_concurrent_starts_never_use_stopping_server(folder: Path) -> N
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(start_repeatedly, range(4))) == [["3\n"] * 12] * 4
-    assert nothing_runs_in(folder / ".langfuse-schema")
+    assert no_process_runs_in(folder / ".langfuse-schema")
 
 
-# Any path, any environment
+# Paths and environment variables
 
 
 @pytest.mark.parametrize(
@@ -436,8 +439,8 @@ def test_start_accepts_any_directory_name(folder: Path, name: str) -> None:
         line = f"{server.psql_command()} -XAtc 'SELECT current_user'"
         if line.startswith("psql "):
             line = shlex.quote(str(server.bin / "psql")) + line.removeprefix("psql")
-        done = subprocess.run(["/bin/sh", "-c", line], env=without_psql, stdout=-1, check=True)
-        assert done.stdout == b"postgres\n"
+        outcome = subprocess.run(["/bin/sh", "-c", line], env=without_psql, stdout=-1, check=True)
+        assert outcome.stdout == b"postgres\n"
         socket_folder = Path(server.host)
     assert not list(socket_folder.parent.glob(socket_folder.name))
 
@@ -453,7 +456,7 @@ def test_psql_command_uses_psql_of_wheel_without_another_in_path(
 def test_open_default_ignores_libpq_environment_variables(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = {
+    variables = {
         "PGHOST": "/nonexistent",
         "PGHOSTADDR": "192.0.2.1",
         "PGPORT": "1",
@@ -464,12 +467,12 @@ def test_open_default_ignores_libpq_environment_variables(
         "PGREQUIREAUTH": "scram-sha-256",
         "PGDATA": "/nonexistent",
     }
-    for name, value in elsewhere.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with embedded.open_default(folder) as server:
         assert query(server.url(), "SELECT count(*) FROM public.reflections") == 3
         assert query(server.url(), "SHOW search_path") == '"$user", public'
-    assert {name: os.environ.get(name) for name in elsewhere} == elsewhere
+    assert {name: os.environ.get(name) for name in variables} == variables
 
 
 def test_host_based_authentication_lines_precede_trust(directory: Path) -> None:
@@ -481,17 +484,18 @@ def test_host_based_authentication_lines_precede_trust(directory: Path) -> None:
             query(server.url(), "SELECT 1")
 
 
-# Each problem has a code, the real values and a fix
+# Findings
 
 
 def problem(error: pytest.ExceptionInfo[EmbeddedError]) -> Finding:
+    """Return the only finding of an error, and check its exit code."""
     assert isinstance(error.value, SchemaError)
     assert exit_code(error.value.findings) == CANNOT_RUN
     (finding,) = error.value.findings
     return finding
 
 
-def test_start_without_wheel_names_extra_and_database_url(
+def test_start_without_wheel_reports_extra_and_database_url(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binaries.importlib.util, "find_spec", lambda _: None)
@@ -535,7 +539,7 @@ def test_failed_start_reports_cause_and_leaves_no_process(directory: Path) -> No
     assert str(problem(error).cause).startswith(f"{directory / 'server.log'} contains:\n")
     assert "DATABASE_URL" in str(problem(error).advice)
     assert problem(error).fix == (f"rm -rf {directory}",)
-    assert nothing_runs_in(directory)
+    assert no_process_runs_in(directory)
     with embedded.start(directory, settings=FAST) as server:
         assert query(server.url(user="supabase_admin"), "SELECT 1") == 1
 
@@ -570,7 +574,7 @@ def test_start_reports_directory_that_cannot_be_created(folder: Path) -> None:
 def test_dev_prints_url_and_psql_command_and_stops_on_signal(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]], number: int
 ) -> None:
-    dev = other_programs(DEV, folder)
+    dev = other_programs(RUN_DEV, folder)
     assert dev.stdout is not None
     url, psql = dev.stdout.readline().strip(), dev.stdout.readline()
     assert query(make_url(url), "SELECT count(*) FROM reflections") == 3
@@ -578,13 +582,13 @@ def test_dev_prints_url_and_psql_command_and_stops_on_signal(
     dev.send_signal(number)
     assert dev.communicate()[0].splitlines()[-1] == "Stopped."
     assert dev.returncode == 0
-    assert nothing_runs_in(folder / ".langfuse-schema")
+    assert no_process_runs_in(folder / ".langfuse-schema")
 
 
 def test_dev_keeps_server_running_for_other_processes(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    dev = other_programs(DEV, folder)
+    dev = other_programs(RUN_DEV, folder)
     assert dev.stdout is not None
     dev.stdout.readline()
     with embedded.open_default(folder) as server:
@@ -592,7 +596,7 @@ def test_dev_keeps_server_running_for_other_processes(
         assert "Still running, until the last program" in dev.communicate()[0]
         assert dev.returncode == 0
         assert query(server.url(), "SELECT count(*) FROM reflections") == 3
-    assert nothing_runs_in(folder / ".langfuse-schema")
+    assert no_process_runs_in(folder / ".langfuse-schema")
 
 
 @pytest.mark.slow
@@ -600,7 +604,7 @@ def test_dev_reports_killed_server(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]]
 ) -> None:
     dev = other_programs(
-        DEV.replace("dev.run", "try: dev.run")
+        RUN_DEV.replace("dev.run", "try: dev.run")
         + """except EmbeddedError as error: print(error)
 """,
         folder,
@@ -612,7 +616,7 @@ def test_dev_reports_killed_server(
     assert "error[embedded-killed]: the embedded PostgreSQL in" in output
     assert f"{folder / '.langfuse-schema'} was killed\n" in output
     assert "Run the same command again." in output
-    assert nothing_runs_in(folder / ".langfuse-schema")
+    assert no_process_runs_in(folder / ".langfuse-schema")
 
 
 # Root
@@ -620,12 +624,13 @@ def test_dev_reports_killed_server(
 
 @pytest.fixture
 def shared(shared_parent: Path) -> Path:
-    """The shared folder, for root in a closed home. It does not exist yet."""
+    """Return the path of the shared folder for root, which does not exist yet."""
     return shared_parent / "langfuse-schema-root"
 
 
 @pytest.fixture
 def closed_home(folder: Path) -> Path:
+    """Return a home that only its owner can enter."""
     home = folder / "home"
     home.mkdir(mode=0o700)
     return home
@@ -639,11 +644,11 @@ def test_state_directory_is_inside_given_folder(folder: Path) -> None:
 def test_server_started_by_root_runs_as_server_account(directory: Path) -> None:
     with embedded.start(directory, settings=FAST):
         status = Path(f"/proc/{postmaster(directory)}/status").read_text()
-        nobody = folders.server_account()
-        assert nobody is not None
+        account = folders.server_account()
+        assert account is not None
         assert re.findall(r"^[UG]id:\t(\d+)", status, re.MULTILINE) == [
-            str(nobody.user),
-            str(nobody.group),
+            str(account.user),
+            str(account.group),
         ]
         assert re.findall(r"^Groups:\t([^\n]*)", status, re.MULTILINE)[0].strip() == ""
 
@@ -671,7 +676,7 @@ def test_programs_in_closed_home_are_copied_once(
     for source in [*parts, binaries._libraries(package)]:
         shutil.copytree(source, closed_home / source.relative_to(package.parent))
     monkeypatch.setattr(binaries, "_wheel", lambda: hidden)
-    # As pip leaves them under umask 077.
+    # pip installs files with these permissions under umask 077.
     for path in hidden.rglob("*"):
         path.chmod(path.stat().st_mode & 0o700)
 
@@ -689,13 +694,13 @@ def test_open_default_by_root_refuses_shared_folder_of_another_owner(
     closed_home: Path, shared: Path
 ) -> None:
     shared.mkdir()
-    nobody = folders.server_account()
-    assert nobody is not None
-    os.chown(shared, *nobody)
+    account = folders.server_account()
+    assert account is not None
+    os.chown(shared, *account)
     with pytest.raises(EmbeddedError, match=f"cannot use {shared}") as error:
         embedded.open_default(closed_home)
     assert problem(error).code == "embedded-folder-unusable"
-    assert problem(error).found == f"owned by user {nobody.user}"
+    assert problem(error).found == f"owned by user {account.user}"
     assert problem(error).expected == "owned by user 0"
     assert list(shared.iterdir()) == []
 
@@ -704,13 +709,13 @@ def test_open_default_by_root_refuses_shared_folder_of_another_owner(
 def test_open_default_by_root_refuses_symbolic_link_as_shared_folder(
     closed_home: Path, shared: Path, folder: Path
 ) -> None:
-    (folder / "precious").mkdir()
-    shared.symlink_to(folder / "precious")
+    (folder / "target").mkdir()
+    shared.symlink_to(folder / "target")
     with pytest.raises(EmbeddedError, match=f"cannot use {shared}") as error:
         embedded.open_default(closed_home)
     assert problem(error).code == "embedded-folder-unusable"
     assert (problem(error).found, problem(error).expected) == ("a symbolic link", "a folder")
-    assert list((folder / "precious").iterdir()) == []
+    assert list((folder / "target").iterdir()) == []
 
 
 @as_root
@@ -729,7 +734,7 @@ def test_start_by_root_refuses_directory_closed_to_server_account(closed_home: P
         (13, "cpython-313-ppc64le-linux-gnu", "linux ppc64le"),
     ],
 )
-def test_start_where_no_wheel_exists_names_reason_instead_of_pip(
+def test_start_on_unsupported_platform_reports_platform_without_fix(
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     minor: int,
@@ -751,7 +756,7 @@ def test_start_where_no_wheel_exists_names_reason_instead_of_pip(
 
 
 class VersionInfo(NamedTuple):
-    """The part of sys.version_info that is read."""
+    """The attributes of sys.version_info that the package reads."""
 
     major: int
     minor: int

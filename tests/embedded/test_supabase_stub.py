@@ -1,4 +1,4 @@
-"""The double behaves like a Supabase database, as far as migrations and the app can tell."""
+"""The Supabase stub behaves like a Supabase database for migrations and the app."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import URL
 
-SCRATCH_BYTES = 1 << 30  # bytes; a cluster is 40 MB, and /dev/shm has 64 MB in plain containers
+SCRATCH_BYTES = 1 << 30  # a cluster has 40 MB, and /dev/shm often has 64 MB in containers
 AOI = "a0000000-0000-4000-8000-000000000001"
 API_ROLES = ["anon", "authenticated", "service_role"]
 APP_TABLES = ["ai_coach_messages", "encouragement_messages", "reflections"]
@@ -29,8 +29,10 @@ APP_TABLES = ["ai_coach_messages", "encouragement_messages", "reflections"]
 @pytest.fixture(scope="module", params=[18, 16])
 def server(request: pytest.FixtureRequest) -> Iterator[embedded.Server]:
     memory = Path("/dev/shm")
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
-    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if roomy else None))
+    has_space = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
+    folder = Path(
+        tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if has_space else None)
+    )
     folder.chmod(0o755)
     with embedded.start(
         folder / "state", version=request.param, settings={"fsync": "off"}
@@ -50,14 +52,14 @@ def legacy(server: embedded.Server) -> URL:
 
 
 @pytest.fixture
-def worlds(restricted: URL, legacy: URL) -> dict[str, URL]:
+def urls(restricted: URL, legacy: URL) -> dict[str, URL]:
     return {"restricted": restricted, "legacy": legacy}
 
 
 def new_database(
     server: embedded.Server, name: str, *, prepared_as: embedded.World | None = None
 ) -> URL:
-    """Return the URL of a new database, with the user that migrations have."""
+    """Create a database, and return its URL with the migrating role."""
     engine = create_engine(
         server.url(user="supabase_admin"), poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
@@ -69,7 +71,7 @@ def new_database(
 
 
 def rows(url: URL, *statements: str, user: str = "postgres") -> list[tuple[Any, ...]]:
-    """Run statements in a transaction that is rolled back; return the rows of the last."""
+    """Run statements in a transaction, return the rows of the last one, and roll back."""
     engine = create_engine(url.set(username=user), poolclass=NullPool)
     with engine.connect() as connection:
         for statement in statements:
@@ -81,13 +83,13 @@ def value(url: URL, *statements: str, user: str = "postgres") -> object:
     return rows(url, *statements, user=user)[0][0]
 
 
-def signed_in(user: str) -> str:
-    """What PostgREST 12 says about who makes a request."""
+def set_user(user: str) -> str:
+    """Return the statement by which PostgREST 12 sets the user of a request."""
     return f"""SET LOCAL request.jwt.claims = '{{"sub": "{user}", "role": "authenticated"}}'"""
 
 
 def granted(url: URL, table: str, role: str) -> set[str]:
-    """Return the privileges that a role holds on a new table by name, not through another role."""
+    """Return the privileges that a role holds directly on a new table."""
     found = rows(
         url,
         f"CREATE TABLE public.{table} (id int)",
@@ -202,10 +204,10 @@ def test_api_role_can_call_auth_uid_but_not_read_users(legacy: URL, role: str) -
         ([], None),
         (["SET LOCAL request.jwt.claims = ''"], None),
         (["""SET LOCAL request.jwt.claims = '{"role": "anon"}'"""], None),
-        ([signed_in(AOI)], AOI),
+        ([set_user(AOI)], AOI),
         ([f"SET LOCAL request.jwt.claim.sub = '{AOI}'"], AOI),
-        (["SET LOCAL request.jwt.claim.sub = ''", signed_in(AOI)], AOI),
-        ([f"SET LOCAL request.jwt.claim.sub = '{AOI}'", signed_in("other")], AOI),
+        (["SET LOCAL request.jwt.claim.sub = ''", set_user(AOI)], AOI),
+        ([f"SET LOCAL request.jwt.claim.sub = '{AOI}'", set_user("other")], AOI),
     ],
 )
 def test_auth_uid_returns_subject_of_request(
@@ -216,7 +218,7 @@ def test_auth_uid_returns_subject_of_request(
 
 def test_auth_uid_raises_for_subject_that_is_not_a_uuid(restricted: URL) -> None:
     with pytest.raises(DataError, match="invalid input syntax for type uuid"):
-        rows(restricted, signed_in("aoi"), "SELECT auth.uid()")
+        rows(restricted, set_user("aoi"), "SELECT auth.uid()")
 
 
 @pytest.mark.parametrize("role", API_ROLES)
@@ -229,43 +231,43 @@ def test_new_table_grants_all_to_api_role_under_legacy_defaults(legacy: URL, rol
 def test_new_table_grants_no_select_or_dml_to_api_role_under_restricted_defaults(
     server: embedded.Server, restricted: URL, role: str
 ) -> None:
-    forgotten = {"TRUNCATE", "REFERENCES", "TRIGGER"}
+    remaining = {"TRUNCATE", "REFERENCES", "TRIGGER"}
     maintain = {"MAINTAIN"} if "18" in server.bin.parent.name else set()
-    assert granted(restricted, "fresh", role) == forgotten | maintain
+    assert granted(restricted, "fresh", role) == remaining | maintain
 
 
-@pytest.mark.parametrize(("world", "expected"), [("legacy", True), ("restricted", False)])
+@pytest.mark.parametrize(("defaults", "expected"), [("legacy", True), ("restricted", False)])
 def test_new_sequence_is_granted_to_anon_under_legacy_defaults_only(
-    worlds: dict[str, URL], world: str, expected: bool
+    urls: dict[str, URL], defaults: str, expected: bool
 ) -> None:
-    made = "CREATE SEQUENCE public.fresh"
+    create = "CREATE SEQUENCE public.fresh"
     for privilege in ("USAGE", "SELECT"):
         privilege_query = f"SELECT has_sequence_privilege('anon', 'public.fresh', '{privilege}')"
-        assert value(worlds[world], made, privilege_query) is expected
+        assert value(urls[defaults], create, privilege_query) is expected
 
 
-@pytest.mark.parametrize(("world", "expected"), [("legacy", True), ("restricted", False)])
+@pytest.mark.parametrize(("defaults", "expected"), [("legacy", True), ("restricted", False)])
 def test_new_function_is_granted_to_anon_under_legacy_defaults_only(
-    worlds: dict[str, URL], world: str, expected: bool
+    urls: dict[str, URL], defaults: str, expected: bool
 ) -> None:
-    made = "CREATE FUNCTION public.fresh() RETURNS int LANGUAGE sql AS 'SELECT 1'"
-    closed = "REVOKE EXECUTE ON FUNCTION public.fresh FROM PUBLIC"
+    create = "CREATE FUNCTION public.fresh() RETURNS int LANGUAGE sql AS 'SELECT 1'"
+    revoke = "REVOKE EXECUTE ON FUNCTION public.fresh FROM PUBLIC"
     privilege_query = "SELECT has_function_privilege('anon', 'public.fresh()', 'EXECUTE')"
-    assert value(worlds[world], made, closed, privilege_query) is expected
+    assert value(urls[defaults], create, revoke, privilege_query) is expected
 
 
-@pytest.mark.parametrize("world", ["legacy", "restricted"])
+@pytest.mark.parametrize("defaults", ["legacy", "restricted"])
 @pytest.mark.parametrize("table", APP_TABLES)
 def test_user_reads_and_inserts_own_app_rows_only(
-    worlds: dict[str, URL], world: str, table: str
+    urls: dict[str, URL], defaults: str, table: str
 ) -> None:
-    url = worlds[world]
+    url = urls[defaults]
     assert (
         value(url, f"SELECT relowner::regrole::text FROM pg_class WHERE relname = '{table}'")
         == "postgres"
     )
     assert value(url, f"SELECT count(DISTINCT user_id) FROM public.{table}") == 3
-    as_aoi = ["SET ROLE authenticated", signed_in(AOI)]
+    as_aoi = ["SET ROLE authenticated", set_user(AOI)]
     assert rows(url, *as_aoi, f"SELECT DISTINCT user_id::text FROM public.{table}") == [(AOI,)]
     write = f"INSERT INTO public.{table} (user_id, body) VALUES ('{{}}', 'こんにちは')"
     rows(url, *as_aoi, write.format(AOI))
@@ -305,8 +307,8 @@ def test_prepare_skips_prepared_database(server: embedded.Server) -> None:
     assert value(url, "SELECT to_regclass('public.reflections')") is None
 
 
-def test_four_concurrent_prepares_succeed_on_two_databases(server: embedded.Server) -> None:
-    urls = [new_database(server, f"crowded {number}") for number in range(2)]
+def test_four_concurrent_prepare_calls_succeed_on_two_databases(server: embedded.Server) -> None:
+    urls = [new_database(server, f"concurrent {number}") for number in range(2)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(embedded.prepare, urls * 2))
     for url in urls:
@@ -315,6 +317,6 @@ def test_four_concurrent_prepares_succeed_on_two_databases(server: embedded.Serv
 
 def test_prepare_refuses_unknown_default_privileges(server: embedded.Server) -> None:
     url = new_database(server, "nowhere")
-    with pytest.raises(EmbeddedError, match="is brave, expected legacy or restricted"):
-        embedded.prepare(url, default_privileges="brave")  # type: ignore[arg-type]
+    with pytest.raises(EmbeddedError, match="is invalid, expected legacy or restricted"):
+        embedded.prepare(url, default_privileges="invalid")  # type: ignore[arg-type]
     assert value(url, "SELECT to_regnamespace('auth')", user="supabase_admin") is None
