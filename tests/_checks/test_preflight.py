@@ -1,4 +1,4 @@
-"""Preflight reports nothing on a healthy database, and one finding for each problem."""
+"""Preflight reports nothing on a healthy database, and only the findings of each problem."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LIMITS = {
 
 DISTANCE_SECONDS, UPGRADE_SECONDS = 0.05, 5.5
 LONG_DISTANCE_SECONDS = 0.2
-STATEMENT_SECONDS = 0.25  # of a statement without a run, on a busy machine
+STATEMENT_SECONDS = 0.25  # the longest statement without a run, on a busy machine
 
 REFUSE_INDEX = """
     CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$
@@ -88,7 +88,7 @@ def test_upgrade_at_round_trip_of_50_ms_takes_few_seconds(database: Database) ->
 
 
 @pytest.mark.slow
-def test_load_waits_for_lock_timeout_and_two_round_trips_at_most(database: Database) -> None:
+def test_load_waits_at_most_lock_timeout_and_two_round_trips(database: Database) -> None:
     """The load reads and writes app tables, and reads each Langfuse table while it exists."""
     statements = {**PROBES, **{f"write {name}": sql for name, sql in WRITES.items()}}
     tables = ("langfuse_traces", "langfuse_scores", "langfuse_batch_runs", "rate_limit_logs")

@@ -95,4 +95,4 @@ def test_next_runner_finishes_soon_after_client_is_frozen(
 
 
 STEPS = {"upgrade": range(5 + 6), "downgrade": range(5)}
-"""The revisions and builds of each direction."""
+"""One step for each revision and each build."""

@@ -81,9 +81,7 @@ def assert_short_waits(
         ended = time.monotonic() - released
         worst = {table: round(probe.worst, 3) for table, probe in running.items()}
     assert process.returncode == 0, message
-    print(
-        f"{direction} {held_tables}: {worst}, baseline {baseline:.3f} s; ended after {ended:.1f} s"
-    )
+    print(f"{direction} {held_tables}: {worst}, baseline {baseline:.3f} s, end after {ended:.1f} s")
     assert max(worst.values()) <= baseline + LOCK_TIMEOUT + ALLOWANCE
     assert ended <= END_SECONDS or not held_tables
 

@@ -134,7 +134,7 @@ def test_pooler_without_free_client_slot_is_refused_before_any_change(
     assert database.catalog() == before
 
 
-def assert_settings_untouched(pooled: Database, size: int) -> None:
+def assert_default_settings(pooled: Database, size: int) -> None:
     """Assert that all backends of a pool have their default settings."""
     engine = sa.create_engine(pooled.url, poolclass=sa.NullPool)
     connections = [engine.connect() for _ in range(size)]
@@ -155,7 +155,7 @@ def test_upgrade_refuses_transaction_mode_and_keeps_backend_settings(
 ) -> None:
     with pooler(database, scratch, "transaction", size) as pooled:
         assert_refused(database, pooled, project)
-        assert_settings_untouched(pooled, size)
+        assert_default_settings(pooled, size)
 
 
 def test_commands_refuse_transaction_mode(database: Database, scratch: Path) -> None:
@@ -164,7 +164,7 @@ def test_commands_refuse_transaction_mode(database: Database, scratch: Path) -> 
         outcome = langfuse_schema(pooled, "upgrade", "head")
         assert outcome.code != 0
         assert "connection-pooled" in outcome.stderr
-        assert_settings_untouched(pooled, size)
+        assert_default_settings(pooled, size)
         preflight = langfuse_schema(pooled, "preflight")
         assert preflight.code == 1
         assert "connection-pooled" in preflight.stdout
@@ -176,7 +176,7 @@ def test_read_only_commands_succeed_in_transaction_mode(database: Database, scra
         assert langfuse_schema(pooled, "current").code == 0
         assert langfuse_schema(pooled, "check").code == 0
         assert langfuse_schema(pooled, "upgrade", "head").code == 0, "upgrade at head failed"
-        assert_settings_untouched(pooled, 2)
+        assert_default_settings(pooled, 2)
 
 
 @pytest.mark.slow

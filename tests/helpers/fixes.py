@@ -48,7 +48,7 @@ def follows(*codes: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def user_of(finding: Finding) -> str:
-    """Return the role that must run a fix, which is postgres unless the advice differs."""
+    """Return the role that must run a fix: postgres, unless the advice names another role."""
     advice = str(finding.advice)
     named = _NAMED_ROLE.search(advice)
     if named:
@@ -73,7 +73,7 @@ def printed_commands(output: str, code: str) -> tuple[str, ...]:
 
 
 def is_sql(command: str) -> bool:
-    """Return whether a command is an SQL statement, which psql needs with a semicolon."""
+    """Return whether a command is an SQL statement, and check that it ends with a semicolon."""
     if not _STATEMENT.match(command):
         return False
     assert command.endswith(";"), command

@@ -34,9 +34,9 @@ def require_npm() -> None:
     """Skip the test if npm or its programs are not available, and fail in CI."""
     missing = None
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        missing = f"no programs in npm for {sys.platform} {platform.machine()}"
+        missing = f"npm has no programs for {sys.platform} {platform.machine()}"
     elif shutil.which("npm") is None:
-        missing = "npm is not installed: apt-get install npm, or https://nodejs.org"
+        missing = "npm is not installed; run apt-get install npm, or see https://nodejs.org"
     if missing and os.environ.get("CI") == "true":
         pytest.fail(missing)
     if missing:
