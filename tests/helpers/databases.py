@@ -230,6 +230,7 @@ def wait_until(database: Database, condition: str, seconds: float = 60) -> None:
 
 
 RUNNER_SESSION = "application_name = 'langfuse-schema' AND datname = current_database()"
+RUNNER_SESSIONS = f"SELECT FROM pg_stat_activity WHERE {RUNNER_SESSION}"
 
 WAITING = (
     "SELECT EXISTS (SELECT FROM pg_stat_activity"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.helpers.databases import Database
+from tests.helpers.databases import RUNNER_SESSIONS, Database, wait_until
 from tests.helpers.projects import Project
 
 if TYPE_CHECKING:
@@ -197,4 +197,8 @@ def kill_at(
         process.append(start(name, through, revision, project))
         started.set()
         process[0].join()
-        return proxy.statements[statement - 1] if reached.is_set() else None
+    killed_at = proxy.statements[statement - 1] if reached.is_set() else None
+    if killed_at == "COMMIT" and not before:
+        # The server can still be committing. The next run would read the state before it.
+        wait_until(database, f"SELECT NOT EXISTS ({RUNNER_SESSIONS})")
+    return killed_at
