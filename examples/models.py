@@ -1,7 +1,7 @@
 """Map the Langfuse tables and the app's linked tables to classes, for sync and async sessions.
 
-The app's own Alembic uses `Base.metadata`, with the two functions of docs/how-to/app-alembic.md in
-its env.py.
+Set `target_metadata = Base.metadata` in the env.py of your app, and add the two functions of
+docs/how-to/app-alembic.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ tables = copy_tables(Base.metadata)
 
 
 class Trace(Base):
-    """One call of a model. The attributes of other columns have the names of the columns."""
+    """A call of a language model. Only the attribute `details` has another name than its column."""
 
     __table__ = tables["langfuse_traces"]
 
@@ -56,19 +56,19 @@ class Trace(Base):
     user_id: Mapped[UUID]
     input: Mapped[str]
     output: Mapped[str]
-    # Declarative reserves the name `metadata`, so this attribute has another one.
+    # Declarative reserves the name `metadata`.
     details: Mapped[dict[str, Any] | None] = column_property(__table__.c.metadata)
     tags: Mapped[list[str] | None]
     created_at: Mapped[dt.datetime]
 
-    # PostgreSQL deletes the scores of a deleted trace.
+    # PostgreSQL itself deletes the scores of a deleted trace, so no query has to load them.
     scores: Mapped[list[Score]] = relationship(
         back_populates="trace", cascade="all, delete-orphan", passive_deletes=True
     )
 
 
 class Score(Base):
-    """One answer, 0 or 1, to one question about a trace."""
+    """An answer, 0 or 1, to a question about a trace."""
 
     __table__ = tables["langfuse_scores"]
 
@@ -95,7 +95,7 @@ class Linked:
 
     @declared_attr
     def trace(self) -> Mapped[Trace | None]:
-        """The trace of this row."""
+        """Return the relationship to the trace."""
         return relationship(Trace)
 
 
@@ -112,7 +112,7 @@ class EncouragementMessage(Linked, Base):
 
 
 class Reflection(Linked, Base):
-    """A reflection that a user wrote."""
+    """A reflection by a user."""
 
     __tablename__ = "reflections"
 
@@ -121,8 +121,8 @@ def record_answer(session: Session, *, user_id: UUID, question: str, answer: str
     """Add a message with its trace. Commit the session afterwards.
 
     Arguments:
-        session: as the server's role. Users have the privilege to read traces, not to write them.
-        user_id: the user. Deleting the user deletes the trace.
+        session: a session of the server's role. Users can read traces, but not write them.
+        user_id: the user of the trace. If the user is deleted, the trace is deleted.
         question: the input of the model.
         answer: the output of the model.
 
@@ -148,12 +148,12 @@ async def rate(session: AsyncSession, trace_id: UUID, *, helpful: bool) -> Score
     """Add a score to a trace in an async session. Commit the session afterwards.
 
     Arguments:
-        session: as the server's role.
-        trace_id: of the trace in Langfuse.
+        session: a session of the server's role.
+        trace_id: the id of the trace in Langfuse.
         helpful: the answer of the user.
 
     Returns:
-        The score.
+        The new score.
     """
     score = Score(
         trace_id=trace_id,
@@ -171,7 +171,7 @@ async def pending_traces(session: AsyncSession) -> Sequence[Trace]:
     An async session cannot load a relationship on access, so the query loads it.
 
     Arguments:
-        session: as the server's role.
+        session: a session of the server's role.
     """
     pending = select(Score.trace_id).where(Score.status == ScoreStatus.PENDING.value)
     query = (
@@ -183,12 +183,12 @@ async def pending_traces(session: AsyncSession) -> Sequence[Trace]:
     return (await session.scalars(query)).all()
 
 
-def words_of(session: Session, user_id: UUID) -> int:
-    """Return the number of words in all answers to a user, from the column `metadata`.
+def count_words(session: Session, user_id: UUID) -> int:
+    """Return the number of words in all answers to a user, as recorded in `metadata`.
 
     Arguments:
-        session: as the server's role.
-        user_id: the user.
+        session: a session of the server's role.
+        user_id: the user of the traces.
     """
     words = func.sum(Trace.details["words"].as_integer())
     return session.scalar(select(words).where(Trace.user_id == user_id)) or 0

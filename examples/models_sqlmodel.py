@@ -1,8 +1,8 @@
-"""Link tables of SQLModel to traces, with one base class for all of them.
+"""Link SQLModel tables to traces, with one base class for all of them.
 
-SQLModel passes the same Column object to every table of a base class, so the base class declares a
-plain field. `__table_args__` adds the foreign key and the index, under the names of the revisions.
-A class without such a base can use `Field(sa_column=langfuse_trace_id_column())`.
+SQLModel passes the same Column object to every table of a base class. So the base class declares a
+plain field, and `__table_args__` adds the foreign key and the index. Their names are those of the
+revisions. In a class without a base class, use `Field(sa_column=langfuse_trace_id_column())`.
 
 pyright must ignore the table names, because SQLModel declares another type for them.
 """
@@ -56,6 +56,6 @@ class EncouragementMessage(Linked, table=True):
 
 
 class Reflection(Linked, table=True):
-    """A reflection that a user wrote."""
+    """A reflection by a user."""
 
     __tablename__ = "reflections"  # pyright: ignore[reportAssignmentType]

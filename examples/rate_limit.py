@@ -1,4 +1,4 @@
-"""Let a user call an endpoint so many times in a window of time, however many servers ask."""
+"""Limit the calls of an endpoint by a user in a time window, across all servers of an app."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ if TYPE_CHECKING:
 def allow(
     connection: sa.Connection, user_id: UUID, endpoint: str, *, limit: int, window: timedelta
 ) -> bool:
-    """Count a request, unless the limit is reached.
+    """Count a request, and return whether it is allowed.
 
-    One statement, so that clients that ask at the same moment are counted one after the other:
-    whoever comes second waits for the row, and sees the first one's count. Commit at once, or
-    the others wait.
+    One statement checks and counts the request, so concurrent requests cannot exceed the limit.
+    A concurrent request of the same user waits for the row lock. Commit at once to release it.
 
     Arguments:
-        connection: of the server's own role; users never see the counters.
-        user_id: who calls.
-        endpoint: what is called.
-        limit: how many calls a window has.
-        window: how long it is; all windows begin at multiples of it, by the database's clock.
+        connection: a connection of the server's role. Users have no access to the counters.
+        user_id: the user who sent the request.
+        endpoint: the name of the endpoint.
+        limit: the number of allowed requests in a window.
+        window: the length of a window. Windows begin at multiples of it, by the database's clock.
 
     Returns:
-        Whether the request may go on.
+        False if the limit is reached.
     """
     window_start = sa.func.date_bin(window, sa.func.now(), sa.text("timestamptz 'epoch'"))
     counted = (
@@ -40,7 +39,7 @@ def allow(
         .on_conflict_do_update(
             index_elements=[log.c.user_id, log.c.endpoint, log.c.window_start],
             set_={log.c.request_count: log.c.request_count + 1},
-            # A refused request writes nothing, so that a flood of them costs little.
+            # A refused request updates no row, so many refused requests cost little.
             where=log.c.request_count < limit,
         )
         .returning(log.c.request_count)
@@ -48,15 +47,15 @@ def allow(
     return limit > 0 and connection.scalar(counted) is not None
 
 
-def forget(connection: sa.Connection, *, older_than: timedelta) -> int:
-    """Delete counters that no window needs any more; for a nightly job.
+def delete_old_counters(connection: sa.Connection, *, older_than: timedelta) -> int:
+    """Delete the counters of past windows. Run it in a nightly job.
 
     Arguments:
-        connection: of the server's own role.
-        older_than: longer than the longest window.
+        connection: a connection of the server's role.
+        older_than: the age of the deleted windows. It must exceed the longest window.
 
     Returns:
-        How many there were.
+        The number of deleted counters.
     """
     old = sa.delete(log).where(log.c.window_start < sa.func.now() - older_than)
     return connection.execute(old).rowcount

@@ -1,6 +1,6 @@
-"""Record a trace together with the message of the app that it explains.
+"""Record a trace together with the app's message.
 
-Message, trace and link are one transaction: either all of them are there, or none.
+One transaction stores the trace, the message and the link. If one of them fails, none is stored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from langfuse_schema import (
     langfuse_traces,
 )
 
-metadata = sa.MetaData()  # the app's own
-copy_tables(metadata)  # the foreign key of the link needs langfuse_traces in the same MetaData
+metadata = sa.MetaData()
+copy_tables(metadata)  # The foreign key of the link needs langfuse_traces in the same MetaData.
 
 messages = sa.Table(
     "ai_coach_messages",
@@ -32,14 +32,14 @@ messages = sa.Table(
 def record_answer(
     engine: sa.Engine, *, user_id: UUID, question: str, answer: str, trace_id: str
 ) -> UUID:
-    """Store what the coach answered, and how it came to be.
+    """Store an answer of the coach, with its trace.
 
     Arguments:
-        engine: of the server's own role; users may read traces, not write them.
-        user_id: whose conversation it is; deleting the user deletes the trace.
-        question: what the model was asked.
-        answer: what it said.
-        trace_id: Langfuse's, 32 hex digits, as `Langfuse.create_trace_id()` makes them.
+        engine: an engine of the server's role. Users can read traces, but not write them.
+        user_id: the user of the conversation. If the user is deleted, the trace is deleted.
+        question: the input of the model.
+        answer: the output of the model.
+        trace_id: the 32 hex digits that `Langfuse.create_trace_id()` returns.
 
     Returns:
         The id of the message.
@@ -57,7 +57,7 @@ def record_answer(
                 output=answer,
             )
         )
-        # After the trace: the link is a foreign key.
+        # The link is a foreign key, so the trace comes first.
         connection.execute(
             sa.insert(messages).values(
                 id=message_id, user_id=user_id, body=answer, langfuse_trace_id=trace

@@ -1,10 +1,10 @@
-"""Queue scores in the database, and send them to Langfuse: a job to run every minute.
+"""Queue scores in the database, and send them to Langfuse. Run this file every minute.
 
     pip install langfuse-schema httpx 'langfuse>=5'
     DATABASE_URL=… LANGFUSE_BASE_URL=… LANGFUSE_PUBLIC_KEY=… LANGFUSE_SECRET_KEY=… \
       python send_scores.py
 
-`langfuse>=5` needs Langfuse Cloud, or a self-hosted Langfuse server from 4.59.0 on.
+`langfuse>=5` needs Langfuse Cloud, or a self-hosted Langfuse server 4.59.0 or newer.
 
 A score stays pending until Langfuse has accepted it. If the job is killed, the next run sends the
 same score again. Langfuse identifies a score by its id, its name and the UTC date of its timestamp.
@@ -43,10 +43,10 @@ NAME = "send_scores"
 """The value of `batch_name` in langfuse_batch_runs."""
 
 REFUSED = (400, 404, 413, 422)
-"""Answers about the score itself, which do not change on another day."""
+"""The HTTP status codes that refuse the score itself. A retry would fail in the same way."""
 
 GLOBAL = (401, 403, 429)
-"""Answers about the keys or the rate limit. They do not count as an attempt of the score."""
+"""The HTTP status codes about the keys or the rate limit. They do not count as an attempt."""
 
 DELAYS = (
     timedelta(minutes=1),
@@ -58,24 +58,24 @@ DELAYS = (
 
 MAX_ATTEMPTS = len(DELAYS) + 1
 
-MEMORY = timedelta(days=7)
-"""The age of the runs in which earlier attempts are looked up. It exceeds the sum of DELAYS."""
+MAX_RUN_AGE = timedelta(days=7)
+"""The largest age of a run whose attempts count. It exceeds the sum of DELAYS."""
 
 
 def queue_score(
     connection: sa.Connection, trace_id: UUID, name: ScoreName, *, good: bool, comment: str = ""
 ) -> UUID:
-    """Queue a new score, as the app's server or as the user whose trace it is.
+    """Queue a new score, as the app's server or as the user of the trace.
 
     Arguments:
-        connection: in the transaction of the app's own change.
-        trace_id: of a row of langfuse_traces.
+        connection: a connection in the transaction of the app's own change.
+        trace_id: the column `trace_id` of a row of langfuse_traces.
         name: the question that the score answers.
         good: the answer.
-        comment: in the user's own words.
+        comment: the comment of the user.
 
     Returns:
-        The id of the score, here and in Langfuse.
+        The id of the score, in the database and in Langfuse.
     """
     new = sa.insert(langfuse_scores).values(
         id=uuid4(), trace_id=trace_id, score_name=name.value, value=int(good), comment=comment
@@ -89,26 +89,27 @@ def queue_vote(
 ) -> UUID:
     """Queue the user's vote on a trace. A changed vote replaces the earlier one, in Langfuse too.
 
-    The id is stable: it is derived from the trace and the name. `created_at` stays, too, because
-    its date is part of the identity in Langfuse. Only the app's server can call this: users have
-    no privilege to update scores. It waits while a job sends this score, for up to two timeouts.
+    The id is derived from the trace and the name, so it is stable. `created_at` does not change,
+    because its date is part of the identity in Langfuse. Only the app's server can call this
+    function, because users have no privilege to update scores. If a job is sending this score, the
+    call waits for up to two timeouts.
 
     Arguments:
-        connection: in the transaction of the app's own change.
-        trace_id: of a row of langfuse_traces.
+        connection: a connection in the transaction of the app's own change.
+        trace_id: the column `trace_id` of a row of langfuse_traces.
         name: the question that the vote answers.
         good: the answer.
-        comment: in the user's own words.
+        comment: the comment of the user.
 
     Returns:
-        The id of the score, here and in Langfuse.
+        The id of the score, in the database and in Langfuse.
     """
     vote = {"value": int(good), "comment": comment}
     new = insert(langfuse_scores).values(
         id=uuid5(trace_id, name.value), trace_id=trace_id, score_name=name.value, **vote
     )
-    again = {"status": ScoreStatus.PENDING.value, "sent_at": None}
-    queued = new.on_conflict_do_update(index_elements=[score.id], set_=vote | again)
+    requeued = {"status": ScoreStatus.PENDING.value, "sent_at": None}
+    queued = new.on_conflict_do_update(index_elements=[score.id], set_=vote | requeued)
     score_id: UUID = connection.execute(queued.returning(score.id)).scalar_one()
     return score_id
 
@@ -119,8 +120,8 @@ class Backlog:
 
     Attributes:
         pending: the number of scores that are not yet sent.
-        oldest_age: of the oldest pending score, or None.
-        failed: the number of scores that are not sent again.
+        oldest_age: the age of the oldest pending score, or None.
+        failed: the number of scores that failed after their last attempt, or were refused.
     """
 
     pending: int
@@ -139,8 +140,15 @@ def backlog(connection: sa.Connection) -> Backlog:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The result for a score: SENT, FAILED, or PENDING, which is tried again in a later run."""
+class Result:
+    """The result for a score: SENT, FAILED, or PENDING, which a later run retries.
+
+    Attributes:
+        score_id: the id of the score.
+        status: the new status of the score.
+        problem: the reason, if the score was not sent.
+        counts: False if the attempt does not count.
+    """
 
     score_id: UUID
     status: ScoreStatus
@@ -153,11 +161,11 @@ class Run:
     """A run of the job, recorded in a row of langfuse_batch_runs.
 
     Attributes:
-        api: Langfuse's own client.
-        timeout: the longest wait for an answer, in seconds.
-        history: of the scores that failed in earlier runs.
-        id: of the row.
-        problems: the content of its column `errors`.
+        api: the client of Langfuse.
+        timeout: the longest wait for a response, in seconds.
+        history: the attempts of the scores that failed in earlier runs.
+        id: the id of the row.
+        problems: the content of the column `errors`.
     """
 
     api: LangfuseAPI
@@ -167,7 +175,7 @@ class Run:
     problems: list[dict[str, Any]] = field(default_factory=list)
 
     def attempt(self, score_id: UUID) -> int:
-        """Return the number of an attempt in this run."""
+        """Return the number of the attempt of a score in this run."""
         return self.history.get(score_id, (0, timedelta()))[0] + 1
 
     def is_due(self, score_id: UUID) -> bool:
@@ -182,24 +190,24 @@ def send_pending(
     """Send the pending scores, oldest first. Several jobs can run at the same time.
 
     Arguments:
-        engine: of the server's own role.
-        api: Langfuse's own client.
+        engine: an engine of the server's role.
+        api: the client of Langfuse.
         batch: the number of scores in one transaction. If the job is killed, they are sent again.
-        timeout: the longest wait for an answer, in seconds.
+        timeout: the longest wait for a response, in seconds.
 
     Returns:
-        The id of the row of langfuse_batch_runs, with the result of the run.
+        The id of the row of langfuse_batch_runs that records the run.
     """
     with engine.begin() as connection:
         current = Run(api, timeout, attempts(connection))
         new = {"id": current.id, "batch_name": NAME, "started_at": sa.func.now()}
         connection.execute(sa.insert(langfuse_batch_runs).values(new))
-    works = send_new(engine, current, batch)
+    is_up = send_new(engine, current, batch)
     for score_id in filter(current.is_due, current.history):
-        if not works:
+        if not is_up:
             break
         with engine.begin() as connection:
-            _, works = send_rows(connection, current, claim(connection, 1, only=score_id))
+            _, is_up = send_rows(connection, current, claim(connection, 1, only=score_id))
     with engine.begin() as connection:
         ended = sa.update(langfuse_batch_runs).where(run.id == current.id)
         connection.execute(ended.values(completed_at=sa.func.now()))
@@ -214,8 +222,8 @@ def send_new(engine: sa.Engine, current: Run, batch: int) -> bool:
             rows = claim(connection, batch, after=last, skip=current.history)
             if not rows:
                 return True
-            number, works = send_rows(connection, current, rows)
-        if not works:
+            number, is_up = send_rows(connection, current, rows)
+        if not is_up:
             return False
         last = rows[number - 1]
 
@@ -223,37 +231,37 @@ def send_new(engine: sa.Engine, current: Run, batch: int) -> bool:
 def send_rows(
     connection: sa.Connection, current: Run, rows: Sequence[sa.Row[Any]]
 ) -> tuple[int, bool]:
-    """Send scores up to the first one that gets no answer, and mark them.
+    """Send scores up to the first one that stays pending, and record the results.
 
-    Stopping there keeps the row locks short: a server that does not answer costs two timeouts.
+    The early stop keeps the row locks short. A server that does not respond costs two timeouts.
 
     Returns:
         The number of tried scores, and False if Langfuse is down.
     """
-    answers: list[Answer] = []
+    results: list[Result] = []
     for row in rows:
-        answers.append(send(current, row))
-        if answers[-1].status is ScoreStatus.PENDING:
+        results.append(send(current, row))
+        if results[-1].status is ScoreStatus.PENDING:
             break
-    tried, works = len(answers), True
-    if tried and answers[-1].status is ScoreStatus.PENDING:
-        works, probe = probe_langfuse(connection, current, rows[tried - 1])
-        answers[-1] = counted(current, answers[-1], works=works)
-        answers += [probe] if probe else []
-    mark(connection, current, answers)
-    return tried, works
+    tried, is_up = len(results), True
+    if tried and results[-1].status is ScoreStatus.PENDING:
+        is_up, probe = probe_langfuse(connection, current, rows[tried - 1])
+        results[-1] = count_attempt(current, results[-1], is_up=is_up)
+        results += [probe] if probe else []
+    record_results(connection, current, results)
+    return tried, is_up
 
 
 def probe_langfuse(
     connection: sa.Connection, current: Run, failed: sa.Row[Any]
-) -> tuple[bool, Answer | None]:
-    """Send another score, to find out whether Langfuse works.
+) -> tuple[bool, Result | None]:
+    """Send another score, to check whether Langfuse is up.
 
-    It is the score that was sent last: the same score again changes nothing in Langfuse. Before
-    the first success it is the newest pending score.
+    The score is the last sent one, because Langfuse keeps a repeated score only once. Before the
+    first success, it is the newest pending score.
 
     Returns:
-        Whether Langfuse works, and the answer if it is that of a pending score.
+        Whether Langfuse is up, and the result if the score was pending.
     """
     others = sa.select(langfuse_scores).where(score.id != failed.id).limit(1)
     others = others.with_for_update(skip_locked=True)
@@ -264,13 +272,13 @@ def probe_langfuse(
         row = connection.execute(pending.order_by(score.created_at.desc(), score.id.desc())).first()
     if row is None:
         return False, None
-    answer = send(current, row)
-    works = answer.status is not ScoreStatus.PENDING
-    return works, answer if works and row.status == ScoreStatus.PENDING.value else None
+    result = send(current, row)
+    is_up = result.status is not ScoreStatus.PENDING
+    return is_up, result if is_up and row.status == ScoreStatus.PENDING.value else None
 
 
 def attempts(connection: sa.Connection) -> History:
-    """Return the pending scores that failed before: the counted attempts, and the time since."""
+    """Return the history of the pending scores that failed before."""
     problem = sa.func.jsonb_array_elements(run.errors, type_=JSONB).table_valued(
         sa.column("value", JSONB)
     )
@@ -286,7 +294,7 @@ def attempts(connection: sa.Connection) -> History:
         .join(langfuse_scores, score.id == score_id)
         .where(
             run.batch_name == NAME,
-            run.started_at > sa.func.now() - MEMORY,
+            run.started_at > sa.func.now() - MAX_RUN_AGE,
             score.status == sa.literal_column("'pending'"),
         )
         .group_by(score_id)
@@ -294,12 +302,12 @@ def attempts(connection: sa.Connection) -> History:
     return {row.id: (row.attempt or 0, row.since) for row in connection.execute(failed)}
 
 
-def counted(current: Run, answer: Answer, *, works: bool) -> Answer:
-    """Return the answer of a failed score: FAILED if this was its last attempt."""
-    counts = works and answer.counts
-    failed = counts and current.attempt(answer.score_id) >= MAX_ATTEMPTS
+def count_attempt(current: Run, result: Result, *, is_up: bool) -> Result:
+    """Return the result with the counted attempt. It is FAILED after the last attempt."""
+    counts = is_up and result.counts
+    failed = counts and current.attempt(result.score_id) >= MAX_ATTEMPTS
     return replace(
-        answer, status=ScoreStatus.FAILED if failed else ScoreStatus.PENDING, counts=counts
+        result, status=ScoreStatus.FAILED if failed else ScoreStatus.PENDING, counts=counts
     )
 
 
@@ -314,13 +322,13 @@ def claim(
     """Lock pending scores that no other job holds.
 
     Arguments:
-        connection: in a transaction. The locks end with it, even if the job is killed.
+        connection: a connection in a transaction. The locks end with it, even if the job is killed.
         batch: the largest number of scores.
         after: the last score that this run has tried.
-        skip: scores to leave out.
-        only: the one score to lock, if it is still pending.
+        skip: the ids of scores to skip.
+        only: the id of a score. No other score is locked.
     """
-    # A literal, so that the partial index of the queue serves a prepared statement too.
+    # PostgreSQL uses the partial index for a literal, also in a prepared statement.
     pending = sa.select(langfuse_scores).where(score.status == sa.literal_column("'pending'"))
     if after is not None:
         tried = sa.tuple_(sa.literal(after.created_at), sa.literal(after.id))
@@ -333,66 +341,66 @@ def claim(
     return connection.execute(oldest.with_for_update(skip_locked=True)).all()
 
 
-def send(current: Run, row: sa.Row[Any]) -> Answer:
-    """Send one score by itself: the answer to several does not name the refused one."""
+def send(current: Run, row: sa.Row[Any]) -> Result:
+    """Send one score. The response to several scores does not name the refused one."""
     request = CreateScoreRequest(
         id=str(row.id),
         name=row.score_name,
         timestamp=row.created_at,
         trace_id=row.trace_id.hex,
         value=int(row.value),
-        # Without it 0 and 1 would be numbers, to be averaged instead of counted.
+        # By default, Langfuse treats 0 and 1 as numbers, and averages them.
         data_type=ScoreDataType("BOOLEAN"),
         comment=row.comment or None,
         metadata=row.metadata if isinstance(row.metadata, dict) else {"metadata": row.metadata},
     )
     try:
-        # The queue is the retry. Waiting for one here would keep the rows locked.
+        # A later run retries the score. A retry by the client would keep the rows locked.
         options: RequestOptions = {"timeout_in_seconds": current.timeout, "max_retries": 0}
-        answer = current.api.scores.create(request=[request], request_options=options)
+        response = current.api.scores.create(request=[request], request_options=options)
     except ApiError as error:
         refused = error.status_code in REFUSED
         status = ScoreStatus.FAILED if refused else ScoreStatus.PENDING
         problem = f"HTTP {error.status_code}: {error.body}"
-        return Answer(row.id, status, problem, counts=error.status_code not in GLOBAL)
+        return Result(row.id, status, problem, counts=error.status_code not in GLOBAL)
     except httpx.HTTPError as error:
-        return Answer(row.id, ScoreStatus.PENDING, f"{type(error).__name__}: {error}")
-    if isinstance(answer, CreateScoreBatchResults) and answer.rejected:
-        reasons = "; ".join(problem.message for problem in answer.errors)
-        return Answer(row.id, ScoreStatus.FAILED, f"rejected: {reasons}")
-    return Answer(row.id, ScoreStatus.SENT)
+        return Result(row.id, ScoreStatus.PENDING, f"{type(error).__name__}: {error}")
+    if isinstance(response, CreateScoreBatchResults) and response.rejected:
+        reasons = "; ".join(problem.message for problem in response.errors)
+        return Result(row.id, ScoreStatus.FAILED, f"rejected: {reasons}")
+    return Result(row.id, ScoreStatus.SENT)
 
 
-def mark(connection: sa.Connection, current: Run, answers: Sequence[Answer]) -> None:
-    """Record the results of the scores, and in the same transaction those of the run."""
+def record_results(connection: sa.Connection, current: Run, results: Sequence[Result]) -> None:
+    """Record the results of the scores and of the run in one transaction."""
     sent = 0
     for status in (ScoreStatus.SENT, ScoreStatus.FAILED):
-        ids = [answer.score_id for answer in answers if answer.status is status]
+        ids = [result.score_id for result in results if result.status is status]
         marked = sa.update(langfuse_scores).where(
             score.id.in_(ids), score.status == sa.literal_column("'pending'")
         )
         sent_at = sa.func.now() if status is ScoreStatus.SENT else None
-        result = connection.execute(marked.values(status=status.value, sent_at=sent_at))
+        updated = connection.execute(marked.values(status=status.value, sent_at=sent_at))
         if status is ScoreStatus.SENT:
-            sent = result.rowcount
-    for answer in answers:
-        if answer.problem:
-            problem = {"score": str(answer.score_id), "problem": answer.problem}
-            counts = {"attempt": current.attempt(answer.score_id)} if answer.counts else {}
-            current.problems.append({**problem, **counts, "status": answer.status.value})
-    standing = {"scores_sent": run.scores_sent + sent, "errors": current.problems or sa.null()}
-    connection.execute(sa.update(langfuse_batch_runs).where(run.id == current.id).values(standing))
+            sent = updated.rowcount
+    for result in results:
+        if result.problem:
+            problem = {"score": str(result.score_id), "problem": result.problem}
+            counts = {"attempt": current.attempt(result.score_id)} if result.counts else {}
+            current.problems.append({**problem, **counts, "status": result.status.value})
+    totals = {"scores_sent": run.scores_sent + sent, "errors": current.problems or sa.null()}
+    connection.execute(sa.update(langfuse_batch_runs).where(run.id == current.id).values(totals))
 
 
 def engine_of(database_url: str) -> sa.Engine:
-    """Return an engine for a URL as Supabase, Heroku or Prisma write it.
+    """Return an engine for a URL in the form of Supabase, Heroku or Prisma.
 
     `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in 2.0, and no version accepts
     `postgres://`. So the driver is named. libpq rejects the parameters of other clients.
     """
     url = sa.make_url(database_url).set(drivername="postgresql+psycopg2")
-    others = ["pgbouncer", "connection_limit", "pool_timeout", "schema"]
-    return sa.create_engine(url.difference_update_query(others))
+    of_other_clients = ["pgbouncer", "connection_limit", "pool_timeout", "schema"]
+    return sa.create_engine(url.difference_update_query(of_other_clients))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A FastAPI app with migrations of its own, which records a trace with each answer.
+"""A FastAPI app with its own migrations. It records a trace with each answer.
 
 pip install fastapi asyncpg greenlet psycopg2-binary langfuse-schema
 """
@@ -35,21 +35,22 @@ messages, encouragements, reflections = (
 def engine_url(database_url: str, driver: str) -> sa.URL:
     """Return the URL for SQLAlchemy.
 
-    The driver is named, because `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in
-    2.0, and `postgres://` is unknown. The parameters of Supabase and Prisma are for other clients.
+    `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in 2.0, and no version accepts
+    `postgres://`. So the driver is named. The drivers reject the parameters of other clients, which
+    URLs of Supabase and Prisma can have.
     """
     url = sa.make_url(database_url).set(drivername=f"postgresql+{driver}")
     return url.difference_update_query(["pgbouncer", "connection_limit", "pool_timeout", "schema"])
 
 
 def sync_engine(database_url: str) -> sa.Engine:
-    """Return an engine for migrations."""
+    """Return a synchronous engine, for migrations and tests."""
     return sa.create_engine(engine_url(database_url, "psycopg2"), poolclass=sa.NullPool)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Open the engine when the app starts, and close it at the end."""
+    """Open the engine when the app starts, and close it when the app stops."""
     app.state.engine = create_async_engine(engine_url(os.environ["DATABASE_URL"], "asyncpg"))
     yield
     await app.state.engine.dispose()
@@ -59,13 +60,13 @@ app = FastAPI(lifespan=lifespan)
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection]:
-    """Open a connection in a transaction for a request."""
+    """Yield a connection in a transaction for one request."""
     async with request.app.state.engine.begin() as connection:
         yield connection
 
 
 Transaction = Annotated[AsyncConnection, Depends(transaction)]
-User = Annotated[UUID, Header(alias="X-User")]  # a real app reads it from the verified token
+User = Annotated[UUID, Header(alias="X-User")]  # A real app reads it from the verified token.
 
 
 @app.post("/answers")

@@ -1,4 +1,4 @@
-"""Each test gets the app, with a database that the app's and the Langfuse migrations created.
+"""The fixtures of the tests. Each test has a database with the app tables and the Langfuse tables.
 
 pip install pytest httpx2 "langfuse-schema[embedded]"
 pytest
@@ -22,7 +22,7 @@ pytest_plugins = ["langfuse_schema.testing"]
 
 @pytest.fixture(scope="session")
 def langfuse_app_migrations() -> Callable[[str], None]:
-    """Return the function that runs the app's migrations, once in a test run."""
+    """Return the function that runs the app's migrations. It is called once in a test run."""
 
     def migrate(url: str) -> None:
         config = Config(Path(__file__).with_name("alembic.ini"))
@@ -34,7 +34,7 @@ def langfuse_app_migrations() -> Callable[[str], None]:
 
 @pytest.fixture
 def client(langfuse_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    """Return a client of the app, which uses the database of the test."""
+    """Yield a client of the app, which uses the database of the test."""
     monkeypatch.setenv("DATABASE_URL", langfuse_database_url)
     with TestClient(app) as client:
         yield client
@@ -42,7 +42,7 @@ def client(langfuse_database_url: str, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @pytest.fixture
 def users(langfuse_database_url: str) -> list[UUID]:
-    """Return the ids of two users."""
+    """Insert two users, and return their ids."""
     ids = [uuid4(), uuid4()]
     with sync_engine(langfuse_database_url).begin() as connection:
         insert = sa.text("INSERT INTO auth.users (id) VALUES (:id)")

@@ -19,11 +19,11 @@ from langfuse_schema.testing import as_user
 def test_answer_stores_message_with_its_trace(
     client: TestClient, users: list[UUID], langfuse_database_url: str
 ) -> None:
-    answered = client.post("/answers?question=Why", headers={"X-User": str(users[0])})
-    assert answered.status_code == 200
+    response = client.post("/answers?question=Why", headers={"X-User": str(users[0])})
+    assert response.status_code == 200
     with sync_engine(langfuse_database_url).connect() as connection:
         stored = connection.execute(sa.select(messages)).one()
-    assert str(stored.langfuse_trace_id) == answered.json()["trace"]
+    assert str(stored.langfuse_trace_id) == response.json()["trace"]
 
 
 def test_user_reads_own_trace_only(

@@ -1,4 +1,4 @@
-"""An app without a framework: it stores a user's vote on an answer.
+"""An app without a framework. It stores the vote of a user on an answer.
 
 pip install langfuse-schema
 """
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def connect(database_url: str) -> Connection:
-    """Connect to a database, whose URL can have the parameters of Supabase and Prisma.
+    """Connect to a database.
 
-    The driver is named, because `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in
-    2.0, and `postgres://` is unknown. The parameters are for other clients.
+    `postgresql://` means psycopg 3 in SQLAlchemy 2.1 and psycopg2 in 2.0, and no version accepts
+    `postgres://`. So the driver is named. libpq rejects the parameters of other clients, which URLs
+    of Supabase and Prisma can have.
     """
     url = sa.make_url(database_url).set(drivername="postgresql+psycopg2")
     url = url.difference_update_query(["pgbouncer", "connection_limit", "pool_timeout", "schema"])
@@ -28,7 +29,7 @@ def connect(database_url: str) -> Connection:
 
 
 def vote(connection: Connection, trace_id: UUID, *, good: bool) -> bool:
-    """Store a vote. Return False if the connected user cannot see the trace."""
+    """Store a vote. Return False if the connected user cannot read the trace."""
     visible = sa.select(langfuse_traces.c.trace_id).where(langfuse_traces.c.trace_id == trace_id)
     if connection.scalar(visible) is None:
         return False

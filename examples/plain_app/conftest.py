@@ -1,4 +1,4 @@
-"""Each test gets a migrated database.
+"""The fixtures of the tests. Each test has a migrated database.
 
 pip install pytest "langfuse-schema[embedded]"
 pytest

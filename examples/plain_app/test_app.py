@@ -15,14 +15,14 @@ from langfuse_schema.testing import as_user
 
 @pytest.fixture
 def connection(langfuse_database_url: str):  # noqa: ANN201 - an iterator of Connection
-    """Return a connection to the database of the test."""
+    """Yield a connection to the database of the test."""
     with connect(langfuse_database_url) as connection:
         yield connection
 
 
 @pytest.fixture
 def trace(connection: Connection) -> tuple[UUID, UUID]:
-    """Return the ids of a user and of a trace of this user."""
+    """Insert a user and a trace, and return both ids."""
     user, trace = uuid4(), uuid4()
     connection.execute(sa.text("INSERT INTO auth.users (id) VALUES (:id)"), {"id": user})
     new = {"trace_id": trace, "entity_type": EntityType.REFLECTION.value, "entity_id": uuid4()}
@@ -33,7 +33,7 @@ def trace(connection: Connection) -> tuple[UUID, UUID]:
     return user, trace
 
 
-def test_user_votes_on_own_trace(connection: Connection, trace: tuple[UUID, UUID]) -> None:
+def test_vote_on_own_trace_is_stored(connection: Connection, trace: tuple[UUID, UUID]) -> None:
     user, trace_id = trace
     as_user(connection, user)
     assert vote(connection, trace_id, good=True)
@@ -41,6 +41,8 @@ def test_user_votes_on_own_trace(connection: Connection, trace: tuple[UUID, UUID
     assert connection.scalars(sa.select(langfuse_scores.c.value)).all() == [1]
 
 
-def test_other_user_cannot_vote(connection: Connection, trace: tuple[UUID, UUID]) -> None:
+def test_vote_on_trace_of_other_user_is_refused(
+    connection: Connection, trace: tuple[UUID, UUID]
+) -> None:
     as_user(connection, uuid4())
     assert not vote(connection, trace[1], good=True)

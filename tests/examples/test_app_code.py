@@ -95,7 +95,7 @@ def test_rate_limit_counts_windows_users_and_endpoints_separately(engine: sa.Eng
             .values(window_start=rate_limit_logs.c.window_start - timedelta(days=3650))
         )
         assert allow_request()
-        assert rate_limit.forget(connection, older_than=timedelta(days=3650)) >= 2
+        assert rate_limit.delete_old_counters(connection, older_than=timedelta(days=3650)) >= 2
 
 
 async def sign_in(connection: AsyncConnection, user: str) -> None:

@@ -31,7 +31,7 @@ def test_sync_session_stores_message_with_trace_and_loads_relationships(
         assert message.trace is not None
         assert message.trace.trace_id == message.langfuse_trace_id
         assert message.trace.details == {"words": 2}
-        assert models.words_of(session, UUID(AOI)) == 2
+        assert models.count_words(session, UUID(AOI)) == 2
         message.trace.scores.append(models.Score(score_name="user_feedback", value=1))
         session.commit()
         (score,) = session.scalars(sa.select(models.Score))

@@ -1,4 +1,4 @@
-"""The environment of the app's own migrations."""
+"""The Alembic environment of the app's own migrations."""
 
 import os
 
@@ -14,7 +14,7 @@ with app.sync_engine(url).connect() as connection:
     context.configure(
         connection=connection,
         target_metadata=app.metadata,
-        # The Langfuse tables belong to langfuse-schema: autogenerate leaves them alone.
+        # Autogenerate must ignore the Langfuse tables, because langfuse-schema migrates them.
         include_object=langfuse_schema.include_object,
     )
     with context.begin_transaction():

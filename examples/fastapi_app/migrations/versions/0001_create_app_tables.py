@@ -1,4 +1,4 @@
-"""Create the tables of the app."""
+"""Create the app tables."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
 
 
 def upgrade() -> None:
-    """Create the tables, which only their owner and the server can use."""
+    """Create the tables, and grant access to the server's role only."""
     for name in TABLES:
         op.create_table(
             name,
