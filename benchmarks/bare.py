@@ -1,7 +1,7 @@
-"""A bare Alembic project that runs the SQL of our revisions, and nothing around it.
+"""A bare Alembic project that runs the SQL of the revisions.
 
-No lock, no timeouts, no look at the database before or after: what a project costs that has
-only Alembic. Its files are made from `alembic upgrade head --sql`, one for each revision.
+The project has no runner lock, no timeouts and no checks, so it shows the cost of Alembic alone.
+Each revision has a file, which is generated from `alembic upgrade head --sql`.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def upgrade():
 """
 
 
-def make(folder: Path) -> Path:
+def create(folder: Path) -> Path:
     """Write the project.
 
     Arguments:
-        folder: an empty one.
+        folder: an empty folder.
 
     Returns:
-        Its alembic.ini.
+        The path of alembic.ini.
     """
     scripts = folder / "alembic"
     (scripts / "versions").mkdir(parents=True)
@@ -67,14 +67,14 @@ def make(folder: Path) -> Path:
         text = REVISION.format(revision=revision, down_revision=down_revision, body=_body(sql))
         (scripts / "versions" / f"{revision}.py").write_text(text, encoding="utf-8")
         down_revision = revision
-    # Our own sections on logging, so that both print as much.
+    # The sections on logging are the same, so both print the same number of lines.
     ini = config_file().read_text(encoding="utf-8")
     (folder / "alembic.ini").write_text(ini, encoding="utf-8")
     return folder / "alembic.ini"
 
 
 def _revisions() -> Iterator[tuple[str, str]]:
-    """The id of each revision, and its SQL up to where the next one begins."""
+    """Yield the id and the SQL of each revision."""
     output = io.StringIO()
     config = Config(config_file(), output_buffer=output)
     command.upgrade(config, "head", sql=True)
@@ -83,7 +83,7 @@ def _revisions() -> Iterator[tuple[str, str]]:
 
 
 def _body(sql: str) -> str:
-    """A function's body that runs statements, those between transactions outside of one."""
+    """Return the body of a function that runs SQL. It keeps the limits of the transactions."""
     lines = []
     in_transaction = True
     for part in sql.split(";\n\n"):

@@ -1,4 +1,4 @@
-"""A database of a chosen size, and what is asked of it: the parts of scaling.py."""
+"""The rows, the statements and the measurements of scaling.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import questions
+import queries
 from shared import Sample, engine_of, execute
 
 if TYPE_CHECKING:
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from langfuse_schema.embedded import Server
 
 TRACES_OF_A_USER = 20
-"""Of every user; each trace has one score, and each user one count of the rate limit for it."""
+"""The traces of each user. Each trace has one score and one row of rate_limit_logs."""
 
 DAYS = 100
-"""Over which the rows are spread evenly, up to now."""
+"""The days over which the rows are spread evenly, up to now."""
 
 PENDING_SHARE = 100
-"""One score in so many, the newest, waits to be sent."""
+"""The number of scores for each pending one. The newest scores are pending."""
 
 TABLES = ("langfuse_traces", "langfuse_scores", "rate_limit_logs")
 
 _WHEN = "now() - interval '{days} days' * (1 - n / {rows}.0)"
 
-# Ids are as random as real ones: an index on ids that ascend would be smaller and faster.
+# The ids are random, because an index on ascending ids would be smaller and faster.
 FILL = {
     "langfuse_traces": f"""INSERT INTO public.langfuse_traces
       (trace_id, entity_type, entity_id, user_id, input, output, created_at)
@@ -53,20 +53,20 @@ FILL = {
       FROM generate_series(1, {{rows}}) AS n""",
 }
 
-# No index is kept up row by row; REINDEX makes them whole again, faster by far.
-SUSPEND = """UPDATE pg_index SET indisready = false, indisvalid = false
+# REINDEX after the INSERT is much faster than an update of the indexes for each row.
+SUSPEND_INDEXES = """UPDATE pg_index SET indisready = false, indisvalid = false
   WHERE indrelid = 'public.{table}'::regclass"""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement that an app sends all the time, by one user after the other.
+    """A frequent statement of an app.
 
     Attributes:
-        name: in the tables.
-        sql: with {user} and {trace}, whose trace it is.
-        role: of the Data API that asks; the tables' owner if None.
-        at_plan: whether the plan's own schema is asked too.
+        name: the name in the tables of results.
+        sql: the SQL, in which {user} and {trace} are the ids of a user and of the user's trace.
+        role: the role of the Data API, or None for the owner of the tables.
+        at_plan: True if the statement is measured in the plan's schema, too.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Statement:
     at_plan: bool = False
 
 
-_ALL_SCORES = questions.QUESTIONS[0]
+_ALL_SCORES = queries.QUERIES[0]
 
 ALL_SCORES = f"all my scores, user of {TRACES_OF_A_USER} traces"
 
@@ -86,14 +86,14 @@ STATEMENTS = (
           (trace_id, entity_type, entity_id, user_id, input, output)
           VALUES (gen_random_uuid(), 'reflection', gen_random_uuid(), '{user}', 'in', 'out')""",
     ),
-    Statement("insert a score", questions.INSERT),
-    Statement(ALL_SCORES, _ALL_SCORES.asked, "authenticated", at_plan=True),
+    Statement("insert a score", queries.INSERT),
+    Statement(ALL_SCORES, _ALL_SCORES.sql, "authenticated", at_plan=True),
     Statement(
-        "my latest 20 traces", questions.LATEST_TRACES.format(""), "authenticated", at_plan=True
+        "my latest 20 traces", queries.LATEST_TRACES.format(""), "authenticated", at_plan=True
     ),
     Statement(
-        f"claim {questions.BATCH} pending scores",
-        questions.CLAIM.format(table="langfuse_scores"),
+        f"claim {queries.BATCH} pending scores",
+        queries.CLAIM.format(table="langfuse_scores"),
         "service_role",
         at_plan=True,
     ),
@@ -119,7 +119,7 @@ STATEMENTS = (
 )
 
 FLOORS = tuple(Statement(ALL_SCORES, sql) for sql in _ALL_SCORES.by_hand)
-"""All scores of a user, filtered by hand by the owner, to whom no policy applies."""
+"""All scores of a user, filtered by hand. They run as the owner, to whom no policy applies."""
 
 RETENTION = """DELETE FROM public.langfuse_traces WHERE id IN (
   SELECT id FROM public.langfuse_traces WHERE created_at < now() - interval '{days} days'
@@ -127,16 +127,16 @@ RETENTION = """DELETE FROM public.langfuse_traces WHERE id IN (
 
 RETENTION_BATCH, RETENTION_BATCHES = 1_000, 10
 RETENTION_SHARE = 10
-"""At most one trace in so many is deleted, the oldest."""
+"""The minimum number of traces for each deleted one. The oldest traces are deleted."""
 
 
 def fill(server: Server, database: str, rows: int) -> None:
-    """Fill the three tables that grow, two at a time, without checking each row's references.
+    """Fill the three growing tables, two at a time, without checks of the foreign keys.
 
     Arguments:
-        server: whose database it is.
-        database: at a revision of the plan, empty.
-        rows: of each table.
+        server: the server of the database.
+        database: an empty database at a revision of the plan.
+        rows: the number of rows in each table.
     """
     users = rows // TRACES_OF_A_USER
     numbers = {"rows": rows, "users": users, "sent": rows - rows // PENDING_SHARE, "days": DAYS}
@@ -145,7 +145,7 @@ def fill(server: Server, database: str, rows: int) -> None:
     def fill_table(table: str) -> None:
         with engine.connect() as connection:
             execute(connection, "SET session_replication_role = replica")
-            execute(connection, SUSPEND.format(table=table))
+            execute(connection, SUSPEND_INDEXES.format(table=table))
             execute(connection, FILL[table].format(**numbers))
             execute(connection, f"REINDEX TABLE public.{table}")
             execute(connection, f"VACUUM ANALYZE public.{table}")
@@ -164,7 +164,7 @@ def fill(server: Server, database: str, rows: int) -> None:
 
 
 def bytes_per_row(connection: sa.Connection, rows: int) -> dict[str, dict[str, float]]:
-    """How many bytes a row takes, in its table and in all indexes of the table together."""
+    """Return the bytes of a row, in each table and in all indexes of the table."""
     found = {}
     for table in TABLES:
         sql = f"""SELECT pg_table_size('public.{table}'), pg_indexes_size('public.{table}')"""
@@ -174,78 +174,78 @@ def bytes_per_row(connection: sa.Connection, rows: int) -> dict[str, dict[str, f
 
 
 FEWEST, MOST = 3, 200
-"""How often a statement is run; more inserts rolled back would make a small table another one."""
+"""The limits of the runs of a statement. More dead rows would change a small table."""
 
 
 @dataclass(frozen=True)
-class Asker:
-    """One after the other, users ask.
+class Meter:
+    """Measures statements in a database.
 
     Attributes:
-        engine: of the database.
-        rows: of each table.
-        seconds: for how long a statement is repeated, within bounds.
+        engine: an engine of the database.
+        rows: the number of rows in each table.
+        seconds: the duration of the measurement of a statement, between FEWEST and MOST runs.
     """
 
     engine: sa.Engine
     rows: int
     seconds: float
 
-    def ask(self, statement: Statement) -> Sample:
-        """Run a statement as one user after the other, each time rolled back.
+    def measure(self, statement: Statement) -> Sample:
+        """Run a statement as a random user each time, and roll it back.
 
         Returns:
-            Milliseconds, the fetching of the rows included.
+            The milliseconds of each run, with those to fetch the rows.
         """
-        chosen = random.Random(statement.name)  # noqa: S311 - no secret
+        generator = random.Random(statement.name)  # noqa: S311 - no secret
         with self.engine.connect() as connection:
             if statement.role:
                 execute(connection, f"SET ROLE {statement.role}")
 
-            def as_someone() -> float:
-                subject = _someone(chosen, self.rows)
-                claims = json.dumps({"sub": subject["user"], "role": statement.role})
+            def run_as_random_user() -> float:
+                ids = _random_user(generator, self.rows)
+                claims = json.dumps({"sub": ids["user"], "role": statement.role})
                 execute(connection, f"SELECT set_config('request.jwt.claims', '{claims}', false)")
-                return questions.ask(connection, statement.sql.format(**subject))
+                return queries.measure(connection, statement.sql.format(**ids))
 
-            return self.repeat(as_someone)
+            return self.repeat(run_as_random_user)
 
-    def ask_all(self, statements: tuple[Statement, ...]) -> Mapping[str, Sample]:
-        """Run each statement by itself."""
-        return {statement.name: self.ask(statement) for statement in statements}
+    def measure_all(self, statements: tuple[Statement, ...]) -> Mapping[str, Sample]:
+        """Measure each statement."""
+        return {statement.name: self.measure(statement) for statement in statements}
 
-    def repeat(self, once: Callable[[], float]) -> Sample:
-        """Repeat as often as fits."""
-        once()  # for the caches
-        taken = []
+    def repeat(self, run: Callable[[], float]) -> Sample:
+        """Repeat a run for the configured seconds."""
+        run()  # The first run fills the caches.
+        durations = []
         stop = time.perf_counter() + self.seconds
-        while len(taken) < FEWEST or (len(taken) < MOST and time.perf_counter() < stop):
-            taken.append(once())
-        return Sample(tuple(taken))
+        while len(durations) < FEWEST or (len(durations) < MOST and time.perf_counter() < stop):
+            durations.append(run())
+        return Sample(tuple(durations))
 
     def delete_old(self) -> Sample:
-        """Delete the oldest traces with their scores in batches, for good; traces a second."""
+        """Delete the oldest traces with their scores in batches, and measure traces per second."""
         batch = min(RETENTION_BATCH, self.rows // RETENTION_SHARE // RETENTION_BATCHES)
         days = DAYS - DAYS // RETENTION_SHARE
-        taken = []
+        rates = []
         with self.engine.connect() as connection:
             execute(connection, "SET ROLE service_role")
             for _ in range(RETENTION_BATCHES):
                 begin = time.perf_counter()
                 deleted = connection.exec_driver_sql(RETENTION.format(days=days, batch=batch))
-                taken.append(deleted.rowcount / (time.perf_counter() - begin))
-        return Sample(tuple(taken))
+                rates.append(deleted.rowcount / (time.perf_counter() - begin))
+        return Sample(tuple(rates))
 
 
-def _someone(chosen: random.Random, rows: int) -> dict[str, str]:
-    """A user and one trace of theirs."""
+def _random_user(generator: random.Random, rows: int) -> dict[str, str]:
+    """Return the ids of a user and of one trace of this user."""
     users = rows // TRACES_OF_A_USER
-    user = chosen.randrange(users)
-    trace = user + users * chosen.randrange(1, TRACES_OF_A_USER)
+    user = generator.randrange(users)
+    trace = user + users * generator.randrange(1, TRACES_OF_A_USER)
     return {"user": _key("user", user), "trace": _key("trace", trace)}
 
 
 def _key(kind: str, number: int) -> str:
-    """The id that PostgreSQL's md5 makes."""
+    """Return the same id as md5 in the SQL of FILL."""
     digest = hashlib.md5(f"{kind}{number}".encode(), usedforsecurity=False).hexdigest()
     return str(uuid.UUID(digest))

@@ -1,8 +1,8 @@
-"""Run public Alembic histories with the safe runner, and compare the results with their own env.py.
+"""Run public Alembic histories with the runner, and compare the results with their own env.py.
 
-Each project is installed from PyPI. Six runners at once upgrade an empty database to head, then
-downgrade it to base and upgrade it again. After each, the dump of the database must be equal to the
-one that the project's own env.py leaves, and each runner must exit with 0.
+Each project is installed from PyPI. Six concurrent runners upgrade an empty database to head,
+downgrade it to base, and upgrade it again. Each runner must exit with 0. After each step, the dump
+of the database must be equal to the dump after the same step with the project's own env.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared import CHECKOUT, engine_of, execute, own_server, server_version
+from shared import CHECKOUT, engine_of, execute, server_version, temporary_server
 
 from langfuse_schema import embedded
 
@@ -32,9 +32,13 @@ RUNNERS = 6
 
 @dataclass(frozen=True)
 class History:
-    """A project: its package, the folder of its env.py, and the driver to run it with.
+    """The migrations of a public project.
 
-    `lowest` is the earliest revision to which its downgrades work on PostgreSQL.
+    Attributes:
+        package: the name of the package on PyPI.
+        scripts: the folder of env.py, below site-packages.
+        driver: the driver of the URL.
+        lowest: the earliest revision to which the downgrades work on PostgreSQL.
     """
 
     package: str
@@ -44,7 +48,7 @@ class History:
 
 
 HISTORIES = {
-    # The downgrade of v3.0.0.c itself raises AttributeError, with its own env.py too.
+    # With its own env.py, too, the downgrade of v3.0.0.c raises AttributeError.
     "optuna": History("optuna", "optuna/storages/_rdb/alembic", "psycopg2", "v3.0.0.c"),
     "mlflow-auth": History("mlflow", "mlflow/server/auth/db/migrations", "psycopg"),
 }
@@ -74,7 +78,7 @@ formatter = plain
 format = %(message)s
 """
 
-ADDED = """\
+RUNNER_IMPORT = """\
 import logging
 
 from langfuse_schema.online import run_migrations
@@ -84,7 +88,7 @@ logging.basicConfig(format="%(message)s")
 logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
 """
 
-OWN = re.compile(
+OWN_CALL = re.compile(
     r"context\.configure\(\s*connection=connection,(?P<options>[^()]*)\)\s*"
     r"with context\.begin_transaction\(\):\s*context\.run_migrations\(\)"
 )
@@ -92,14 +96,14 @@ OWN = re.compile(
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of a project's environment, with its own env.py or with the runner."""
+    """A copy of a project's Alembic environment, with its own env.py or with the runner."""
 
     python: Path
     folder: Path
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start Alembic."""
-        return subprocess.Popen(  # noqa: S603 - the command is made above
+        """Start the command `alembic`."""
+        return subprocess.Popen(  # noqa: S603 - this file builds the command
             [str(self.python), "-m", "alembic", *arguments],
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -108,33 +112,39 @@ class Project:
         )
 
     def run(self, count: int, *arguments: str) -> tuple[float, int]:
-        """Run Alembic several times at once: the seconds, and how many ran revisions."""
+        """Run concurrent processes of `alembic`, and exit if one fails.
+
+        Returns:
+            The duration in seconds, and the number of processes that ran revisions.
+        """
         started = time.monotonic()
         processes = [self.start(*arguments) for _ in range(count)]
-        printed = [process.communicate()[0] for process in processes]
+        outputs = [process.communicate()[0] for process in processes]
         seconds = time.monotonic() - started
         codes = [process.returncode for process in processes]
         if any(codes):
-            sys.exit(f"{arguments} exited with {codes}:\n" + "\n".join(printed))
-        return seconds, sum("Running" in text for text in printed)
+            sys.exit(f"{arguments} exited with {codes}:\n" + "\n".join(outputs))
+        return seconds, sum("Running" in text for text in outputs)
 
 
 def copy(history: History, python: Path, folder: Path, url: str, *, runner: bool) -> Project:
-    """Copy the environment of an installed project."""
+    """Copy the Alembic environment of an installed project."""
     (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
     shutil.copytree(site / history.scripts, folder / "migrations")
     (folder / "alembic.ini").write_text(INI.format(url=url.replace("%", "%%")), "utf-8")
     env = folder / "migrations" / "env.py"
     if runner:
-        call, count = OWN.subn(r"run_migrations(context, connection,\g<options>)", env.read_text())
+        call, count = OWN_CALL.subn(
+            r"run_migrations(context, connection,\g<options>)", env.read_text()
+        )
         if count != 1:
-            sys.exit(f"{env} has another shape")
-        env.write_text(ADDED + call, "utf-8")
+            sys.exit(f"{env} does not match the pattern OWN_CALL")
+        env.write_text(RUNNER_IMPORT + call, "utf-8")
     return Project(python, folder)
 
 
 def dump(server: Server, database: str) -> str:
-    """Return schema and data of a database as SQL."""
+    """Return the schema and the data of a database as SQL."""
     command = [str(server.bin / "pg_dump"), server.connection_string(database)]
     return re.sub(r"^\\(un)?restrict .*$", "", output(command), flags=re.MULTILINE)
 
@@ -154,22 +164,23 @@ def compare(name: str, python: Path, server: Server, folder: Path) -> None:
         create_database(server, database)
         url = server.url(database).set(drivername=f"postgresql+{history.driver}")
         text = url.render_as_string(hide_password=False)
-        folder_of = folder / database
-        folder_of.mkdir()
-        projects.append(copy(history, python, folder_of, text, runner=kind == "runner"))
+        project_folder = folder / database
+        project_folder.mkdir()
+        projects.append(copy(history, python, project_folder, text, runner=kind == "runner"))
     own, runner = projects
     revisions = len(list((own.folder / "migrations" / "versions").glob("*.py")))
     print(f"{name} {version_of(python, history.package)}, {history.driver}: {revisions} files")
     for command in (("upgrade", "head"), ("downgrade", history.lowest), ("upgrade", "head")):
-        alone, _ = own.run(1, *command)
+        own_seconds, _ = own.run(1, *command)
         seconds, ran = runner.run(RUNNERS, *command)
         found, expected = (dump(server, f"{kind}_{name}".replace("-", "_")) for kind in
                            ("runner", "own"))  # fmt: skip
         if ran != 1 or found != expected:
             sys.exit(f"{command}: {ran} runners ran revisions, equal dumps: {found == expected}")
         print(
-            f"  {' '.join(command)}: own env.py {alone:.1f} s; {RUNNERS} runners {seconds:.1f} s,"
-            f" all exited with 0, one ran the revisions; {len(found.splitlines())} equal lines"
+            f"  {' '.join(command)}: own env.py {own_seconds:.1f} s;"
+            f" {RUNNERS} runners {seconds:.1f} s, all exited with 0, one ran the revisions;"
+            f" {len(found.splitlines())} equal lines"
         )
 
 
@@ -180,12 +191,12 @@ def version_of(python: Path, package: str) -> str:
 
 
 def output(command: Sequence[str]) -> str:
-    """Return what a command prints, if it succeeds."""
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603 - the commands are made in this file
+    """Return the output of a command."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603 - this file builds the commands
 
 
 def install(folder: Path, names: Sequence[str]) -> Path:
-    """Create a virtual environment with the projects and this package, and return its Python."""
+    """Install the projects and langfuse-schema in a new environment, and return its Python."""
     output([sys.executable, "-m", "venv", str(folder)])
     python = folder / "bin" / "python"
     packages = [HISTORIES[name].package for name in names]
@@ -198,16 +209,18 @@ def main() -> None:
     """Install the projects, and run them on an embedded server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=HISTORIES, nargs="+", default=list(HISTORIES))
-    parser.add_argument("--python", type=Path, help="of an environment that has all packages")
-    parser.add_argument("--directory", type=Path, help="for the server's files; any user enters it")
+    parser.add_argument(
+        "--python", type=Path, help="the Python of an environment with all packages"
+    )
+    parser.add_argument("--directory", type=Path, help="folder of the server, open to all users")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,
-        own_server(18, options.directory) as server,
+        temporary_server(18, options.directory) as server,
     ):
         folder = Path(name)
         python = options.python or install(folder / "venv", options.only)
-        # The roles, of which `postgres` is one.
+        # This creates the role `postgres`, among others.
         embedded.prepare(server.url("postgres", "supabase_admin"))
         print(f"PostgreSQL {server_version(server)}")
         for history in options.only:

@@ -1,11 +1,11 @@
-"""What writers feel of a migration: `alembic upgrade head`, and the plan's SQL run by psql.
+"""Measure the longest write during `alembic upgrade head`, and while psql runs the plan's SQL.
 
     python benchmarks/live.py [--rows 100000 1000000 5000000] [--runs 3] [--postgresql 18]
 
-Fills the three app tables of a database of its own with so many rows each, and lets 8 writers
-insert 200 rows a second. The longest write while a migration runs is compared with the longest
-in the seconds before it, which is the load's own. Prints medians in milliseconds with their
-ratio, and ends with exit code 1 if a limit is not held.
+The benchmark fills each of the three app tables of a new database with these rows. Then 8 writers
+insert 200 rows a second. The longest write during a migration is compared with the longest write
+of the load alone, in the seconds before the migration. The output has medians in milliseconds and
+their ratio. The exit code is 1 if a limit is missed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shared import PLAN, Limit, Row, Sample, engine_of, environment, own_server, run_process
+from shared import (
+    PLAN,
+    Limit,
+    Row,
+    Sample,
+    engine_of,
+    process_environment,
+    run_process,
+    temporary_server,
+)
 
 from langfuse_schema import embedded, tables
 
@@ -30,15 +39,15 @@ if TYPE_CHECKING:
     from langfuse_schema.embedded import Server
 
 ROWS = (100_000, 1_000_000, 5_000_000)
-"""Of each of the app's tables."""
+"""The numbers of rows in each app table."""
 
 WRITERS, WRITES_A_SECOND = 8, 200
 LOG_FIELDS = 7
-"""Of a whole line of pgbench's log: the last may be cut."""
+"""The number of fields in a complete line of the log of pgbench. The last line can be cut."""
 
 BEFORE_SECONDS, AFTER_SECONDS = 10.0, 2.0
 LONGEST_MILLISECONDS, GROWTH_MILLISECONDS = 100.0, 50.0
-"""The limits: beyond the load's own, and of the largest tables beyond the smallest."""
+"""The limits of the added wait, and of its growth from the smallest to the largest tables."""
 
 USER = "a0000000-0000-4000-8000-000000000001"
 
@@ -47,49 +56,56 @@ SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "16GB"}
 
 @dataclass(frozen=True)
 class Measurement:
-    """The longest write before a migration and during it, and how long it took."""
+    """A migration under load.
 
-    own: float
+    Attributes:
+        before: the longest write before the migration, in milliseconds.
+        during: the longest write during the migration, in milliseconds.
+        seconds: the duration of the migration.
+    """
+
+    before: float
     during: float
     seconds: float
 
     @property
-    def beyond(self) -> float:
-        """Milliseconds by which the migration made a write longer."""
-        return max(0.0, self.during - self.own)
+    def added(self) -> float:
+        """Return the milliseconds that the migration added to the longest write."""
+        return max(0.0, self.during - self.before)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured at one size: our upgrade and the plan's SQL, by turns."""
+    """The measurements at one size: the upgrade of langfuse-schema and the plan's SQL, in turn."""
 
     rows: int
-    ours: tuple[Measurement, ...]
+    langfuse_schema: tuple[Measurement, ...]
     plan: tuple[Measurement, ...]
 
-    def own(self) -> Sample:
-        """The load's own longest write, in milliseconds."""
-        return Sample(tuple(m.own for m in (*self.ours, *self.plan)))
+    def load_alone(self) -> Sample:
+        """Return the longest writes of the load alone, in milliseconds."""
+        return Sample(tuple(m.before for m in (*self.langfuse_schema, *self.plan)))
 
     @property
-    def beyond(self) -> float:
-        """By how many milliseconds our upgrade makes the longest write longer; the median."""
-        return Sample(tuple(m.beyond for m in self.ours)).median
+    def added(self) -> float:
+        """Return the median of the milliseconds that the upgrade added to the longest write."""
+        return Sample(tuple(m.added for m in self.langfuse_schema)).median
 
     def table(self) -> Iterator[Row]:
-        """The lines of a table."""
-        what = f"longest write under load, {self.rows:,} rows, ms"
-        ours, plan = (Sample(tuple(m.during for m in of)) for of in (self.ours, self.plan))
+        """Yield the lines of a table."""
+        variants = (self.langfuse_schema, self.plan)
+        name = f"longest write under load, {self.rows:,} rows, ms"
+        upgrade, plan = (Sample(tuple(m.during for m in variant)) for variant in variants)
         parameters = {"figure": "stall", "rows": self.rows}
-        yield Row(what, "the plan's SQL by psql", plan, ours, parameters)
-        yield Row(what, "the load alone", self.own(), ours, parameters)
-        ours, plan = (Sample(tuple(m.seconds for m in of)) for of in (self.ours, self.plan))
-        what = f"upgrade under load, {self.rows:,} rows, s"
-        yield Row(what, "the plan's SQL by psql", plan, ours, {"rows": self.rows})
+        yield Row(name, "the plan's SQL by psql", plan, upgrade, parameters)
+        yield Row(name, "the load alone", self.load_alone(), upgrade, parameters)
+        upgrade, plan = (Sample(tuple(m.seconds for m in variant)) for variant in variants)
+        name = f"upgrade under load, {self.rows:,} rows, s"
+        yield Row(name, "the plan's SQL by psql", plan, upgrade, {"rows": self.rows})
 
 
 def fill(server: Server, rows: int) -> None:
-    """Make each of the app's tables so long, without checking each row's user."""
+    """Fill each app table up to this number of rows, without checks of the foreign keys."""
     with engine_of(server, "postgres", "supabase_admin").connect() as connection:
         connection.exec_driver_sql("SET session_replication_role = replica")
         for table in tables.APP_TABLES:
@@ -104,20 +120,20 @@ def fill(server: Server, rows: int) -> None:
 
 @contextmanager
 def writing(server: Server, folder: Path) -> Iterator[None]:
-    """Insert into the three tables by turns, and log each write."""
+    """Insert rows into the three tables, and log each write."""
     scripts = []
     for table in tables.APP_TABLES:
         script = folder / f"{table}.sql"
         script.write_text(f"INSERT INTO public.{table} (user_id, body) VALUES ('{USER}', 'x');\n")
         scripts += ["-f", str(script)]
-    pgbench = subprocess.Popen(  # noqa: S603 - of the server's own programs
+    pgbench = subprocess.Popen(  # noqa: S603 - a program of the embedded server
         [
             *(str(server.bin / "pgbench"), "--no-vacuum", "--log"),
             *("--client", str(WRITERS), "--rate", str(WRITES_A_SECOND), "--time", "3600"),
             *(*scripts, "postgres"),
         ],
         cwd=folder,
-        env=environment(PGHOST=server.host, PGPORT=str(server.port), PGUSER="postgres"),
+        env=process_environment(PGHOST=server.host, PGPORT=str(server.port), PGUSER="postgres"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -129,19 +145,19 @@ def writing(server: Server, folder: Path) -> Iterator[None]:
 
 
 def writes(folder: Path) -> list[tuple[float, float]]:
-    """When each write ended, and how many milliseconds it took, from the logs of pgbench."""
+    """Return the end and the duration in milliseconds of each write, from the logs of pgbench."""
     found = []
     for log in folder.glob("pgbench_log.*"):
         for line in log.read_text().splitlines():
             fields = line.split()
             if len(fields) == LOG_FIELDS:
-                took, second, microsecond, lag = (int(fields[n]) for n in (2, 4, 5, 6))
-                found.append((second + microsecond / 1e6, (took - lag) / 1e3))
+                latency, second, microsecond, lag = (int(fields[n]) for n in (2, 4, 5, 6))
+                found.append((second + microsecond / 1e6, (latency - lag) / 1e3))
     return found
 
 
 def migrate(server: Server, command: list[str], before: float) -> Measurement:
-    """Run a migration under load, which goes on alone for so many seconds before."""
+    """Run a migration under load, after the load ran alone for the seconds of `before`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with writing(server, folder):
@@ -151,19 +167,19 @@ def migrate(server: Server, command: list[str], before: float) -> Measurement:
             ended = time.time()
             time.sleep(AFTER_SECONDS)
         logged = writes(folder)
-    own = max(took for when, took in logged if when < began)
+    alone = max(duration for end, duration in logged if end < began)
     # A write that waited for the migration ends after it.
-    during = max(took for when, took in logged if began <= when < ended + AFTER_SECONDS)
-    return Measurement(own, during, ended - began)
+    during = max(duration for end, duration in logged if began <= end < ended + AFTER_SECONDS)
+    return Measurement(alone, during, ended - began)
 
 
 def run(server: Server, command: list[str]) -> None:
-    """Run a command against the database of a server, to its end and with success."""
+    """Run a command on the database of a server, and exit if it fails."""
     run_process(command, DATABASE_URL=server.connection_string())
 
 
 def psql(server: Server, *names: str) -> list[str]:
-    """The command that runs files of the plan as they stand, each in one transaction."""
+    """Return the command that runs files of the plan unchanged, in one transaction."""
     files = [argument for name in names for argument in ("-f", str(PLAN / f"{name}.sql"))]
     return [
         *(str(server.bin / "psql"), server.connection_string(), "--single-transaction"),
@@ -172,27 +188,27 @@ def psql(server: Server, *names: str) -> list[str]:
 
 
 def plan_files() -> list[str]:
-    """The plan's three files, in their order."""
+    """Return the names of the plan's three files, in order."""
     return sorted(path.stem for path in PLAN.glob("2*.sql"))
 
 
 def run_plan(server: Server) -> list[str]:
-    """The command that runs the plan's files one after the other."""
+    """Return the command that runs the plan's files in order."""
     commands = [psql(server, name) for name in plan_files()]
     quoted = [" ".join(f"'{part}'" for part in command) for command in commands]
     return ["sh", "-ec", "; ".join(quoted)]
 
 
 def compare(server: Server, rows: int, runs: int, before: float) -> Result:
-    """Measure our upgrade and the plan's SQL by turns, and go back each time."""
+    """Measure the upgrade and the plan's SQL in turn, and roll each one back."""
     alembic = [sys.executable, "-m", "alembic"]
-    ours, plan = [], []
+    upgrades, plan = [], []
     for _ in range(runs):
-        ours.append(migrate(server, [*alembic, "upgrade", "head"], before))
+        upgrades.append(migrate(server, [*alembic, "upgrade", "head"], before))
         run(server, [*alembic, "downgrade", "base"])
         plan.append(migrate(server, run_plan(server), before))
         run(server, psql(server, "rollback"))
-    return Result(rows, tuple(ours), tuple(plan))
+    return Result(rows, tuple(upgrades), tuple(plan))
 
 
 def measure(
@@ -205,13 +221,13 @@ def measure(
     """Measure at each size, from the smallest to the largest.
 
     Arguments:
-        version: PostgreSQL's major version, 18 or 16.
-        sizes: rows of each of the app's tables.
-        runs: of each migration at each size.
-        directory: where the database is made; where temporary files are if None.
-        before: seconds for which the load is alone.
+        version: the major version of PostgreSQL, 18 or 16.
+        sizes: the numbers of rows in each app table.
+        runs: the runs of each migration at each size.
+        directory: the parent folder of the database, or None for the folder of temporary files.
+        before: the duration of the load before each migration, in seconds.
     """
-    with own_server(version, directory, **SETTINGS) as server:
+    with temporary_server(version, directory, **SETTINGS) as server:
         embedded.prepare(server.url())
         for rows in sorted(sizes):
             fill(server, rows)
@@ -219,9 +235,9 @@ def measure(
 
 
 def limits(results: Sequence[Result]) -> list[Limit]:
-    """Compare with what we promise."""
-    longest = max(result.beyond for result in results)
-    growth = results[-1].beyond - results[0].beyond
+    """Compare the added waits with the limits."""
+    longest = max(result.added for result in results)
+    growth = results[-1].added - results[0].added
     return [
         Limit(
             f"a write under load waits {longest:.0f} ms longer,"
@@ -237,37 +253,39 @@ def limits(results: Sequence[Result]) -> list[Limit]:
 
 
 def report(result: Result) -> None:
-    """Print a line."""
-    beyond_plan = Sample(tuple(m.beyond for m in result.plan)).median
-    seconds, seconds_plan = (
-        Sample(tuple(m.seconds for m in of)).median for of in (result.ours, result.plan)
+    """Print the line of a result."""
+    added_by_plan = Sample(tuple(m.added for m in result.plan)).median
+    seconds, seconds_of_plan = (
+        Sample(tuple(m.seconds for m in variant)).median
+        for variant in (result.langfuse_schema, result.plan)
     )
     print(
-        f"{result.rows:>9,}  {result.own().median:9.1f}  {result.beyond:9.1f}  {beyond_plan:9.1f}"
-        f"  {beyond_plan / max(result.beyond, 1.0):6.0f}x  {seconds:7.1f}  {seconds_plan:7.1f}",
+        f"{result.rows:>9,}  {result.load_alone().median:9.1f}  {result.added:9.1f}"
+        f"  {added_by_plan:9.1f}  {added_by_plan / max(result.added, 1.0):6.0f}x"
+        f"  {seconds:7.1f}  {seconds_of_plan:7.1f}",
         flush=True,
     )
 
 
 def main() -> int:
-    """Measure, print, and say by the exit code whether the limits are held."""
+    """Measure, print the table, and return 1 if a limit is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--postgresql", type=int, default=18)
-    parser.add_argument("--directory", type=Path, help="where the database is; a temporary one")
+    parser.add_argument("--directory", type=Path, help="parent folder of the database")
     options = parser.parse_args()
     print(
-        "               load's own    beyond it, ms                 duration, s\n"
-        "     rows  longest, ms       ours   the plan    ratio     ours  the plan"
+        "             longest  added to it, ms                  duration, s\n"
+        "     rows  write, ms    upgrade   the plan    ratio  upgrade  the plan"
     )
     results = []
     for result in measure(options.postgresql, options.rows, options.runs, options.directory):
         report(result)
         results.append(result)
-    missed = [limit.described for limit in limits(results) if not limit.held]
+    missed = [limit.text for limit in limits(results) if not limit.is_met]
     if missed:
         print("\n".join(missed))
     return 1 if missed else 0

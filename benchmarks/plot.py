@@ -1,11 +1,11 @@
-"""Draw the two pictures of the documentation from the figures that are kept beside them.
+"""Draw the two diagrams of the documentation.
 
     pip install --group benchmark        (pip 25.1 or newer; or: uv sync --group benchmark)
     python benchmarks/plot.py [--directory docs/figures]
 
-Reads compare.json and scaling.json, which compare.py and scaling.py write with --json, and draws
-stall.svg and own-scores.svg. The same figures give the same files, byte for byte, as long as
-matplotlib is the same.
+It reads compare.json and scaling.json, which compare.py and scaling.py write with --json. It writes
+stall.svg and own-scores.svg. With the same version of matplotlib, the same figures give identical
+files.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
-# Okabe and Ito's: told apart with any colour vision, and by their markers without colours.
+# The palette of Okabe and Ito is readable with colour blindness. The markers work without colours.
 VERMILION, BLUE, BLACK = "#D55E00", "#0072B2", "#000000"
 
 STYLE = {
     "svg.hashsalt": "langfuse-schema",
-    # As outlines: it looks the same whichever fonts the reader has.
+    # Outlines look the same without the font.
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -58,14 +58,14 @@ CAPTION_WIDTH = 100
 
 @dataclass(frozen=True)
 class Line:
-    """One contender.
+    """A line of a diagram.
 
     Attributes:
-        name: as it stands beside the end of the line.
-        color: of the line.
-        marker: of its points.
-        points: rows and milliseconds.
-        style: of the line.
+        name: the name in the legend.
+        color: the color of the line.
+        marker: the marker of the points.
+        points: the rows and milliseconds of each point.
+        style: the style of the line.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Line:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw both diagrams."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,13 +104,15 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        sys.exit(f"{file} is not there: python benchmarks/{file.stem}.py --json {file} writes it")
+        sys.exit(
+            f"{file} does not exist. Create it: python benchmarks/{file.stem}.py --json {file}"
+        )
 
 
 def _stall_rows(content: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows against the load alone, and those against the plan's SQL."""
+    """Return the rows compared with the load alone, and those compared with the plan's SQL."""
     rows = [row for row in content["rows"] if row.get("figure") == "stall"]
-    alone = [row for row in rows if row["against"] == "the load alone"]
+    alone = [row for row in rows if row["other_name"] == "the load alone"]
     return alone, [row for row in rows if row not in alone]
 
 
@@ -118,24 +120,24 @@ def _stalls(content: dict[str, Any]) -> list[Line]:
     alone, plan = _stall_rows(content)
     return [
         Line("the plan's SQL by psql", VERMILION, "s", _points(plan, "other")),
-        Line("langfuse-schema", BLUE, "o", _points(plan, "ours")),
+        Line("langfuse-schema", BLUE, "o", _points(plan, "langfuse_schema")),
         Line("the load alone", BLACK, "^", _points(alone, "other"), "--"),
     ]
 
 
-def _points(rows: list[dict[str, Any]], side: str) -> list[tuple[int, float]]:
-    return sorted((row["rows"], row[side]["median"]) for row in rows)
+def _points(rows: list[dict[str, Any]], variant: str) -> list[tuple[int, float]]:
+    return sorted((row["rows"], row[variant]["median"]) for row in rows)
 
 
 def _runs(content: dict[str, Any]) -> str:
-    runs = _stall_rows(content)[1][0]["ours"]["runs"]
+    runs = _stall_rows(content)[1][0]["langfuse_schema"]["runs"]
     return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def _own_scores(content: dict[str, Any]) -> list[Line]:
-    def points(before: str) -> list[tuple[int, float]]:
+    def points(prefix: str) -> list[tuple[int, float]]:
         return [
-            (size["rows"], size["figures"][before + ALL_SCORES]["median"])
+            (size["rows"], size["figures"][prefix + ALL_SCORES]["median"])
             for size in content["sizes"]
         ]
 
@@ -160,8 +162,8 @@ def _draw(
         axes.loglog(
             rows, figures, line.style, color=line.color, marker=line.marker, label=line.name
         )
-        for at, taken in line.points:
-            _label(axes, at, taken, line)
+        for row_count, duration in line.points:
+            _label(axes, row_count, duration, line)
     axes.margins(x=0.1)
     _scale(axes, lines)
     axes.set_title(title, loc="left", fontsize=11)
@@ -171,13 +173,13 @@ def _draw(
     figure.supxlabel(
         textwrap.fill(caption, CAPTION_WIDTH), fontsize=7, color="#444444", x=0.01, ha="left"
     )
-    # A date would make each drawing another file.
+    # With a date, the same figures would give another file.
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 
 
 def _scale(axes: Axes, lines: Sequence[Line]) -> None:
-    """Whole decades upwards, and the measured sizes to the right."""
+    """Limit the y axis to whole decades, and label the x axis with the measured sizes."""
     figures = [figure for line in lines for _, figure in line.points]
     axes.set_ylim(10 ** floor(log10(min(figures))), 10 ** ceil(log10(1.5 * max(figures))))
     axes.set_xticks([rows for rows, _ in lines[0].points])
@@ -186,11 +188,11 @@ def _scale(axes: Axes, lines: Sequence[Line]) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _label(axes: Axes, rows: int, taken: float, line: Line) -> None:
+def _label(axes: Axes, rows: int, duration: float, line: Line) -> None:
     axes.annotate(
-        f"{taken:,.0f}" if taken >= 10 else f"{taken:.2g}",  # noqa: PLR2004 - two digits
-        (rows, taken),
-        # The lowest line has its figures below it, out of the way of the next.
+        f"{duration:,.0f}" if duration >= 10 else f"{duration:.2g}",  # noqa: PLR2004 - two digits
+        (rows, duration),
+        # The labels of the lowest line are below it, so they do not cover the next line.
         xytext=(0, 6 if line.style == "-" else -13),
         textcoords="offset points",
         ha="center",

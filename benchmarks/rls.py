@@ -1,10 +1,10 @@
-"""What row level security costs: the plan's policies, ours, and the same question without any.
+"""Measure row level security: the plan's policies, those of langfuse-schema, and no policy.
 
     python benchmarks/rls.py [--traces 200000 2000000] [--postgresql 18 16] [--directory DIR]
 
-Fills a database of its own, asks each question as a user with few, some and many traces, prints
-medians in milliseconds with their ratios, and ends with exit code 1 if a limit is not held.
-The floor is the question filtered by hand, asked by the owner, to whom no policy applies.
+The benchmark fills a new database, and runs each query as a user with few, some and many traces.
+The output has medians in milliseconds and their ratios. The exit code is 1 if a limit is missed.
+The floor is the query filtered by hand. It runs as the owner, to whom no policy applies.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questions import BATCH, CLAIM, INSERT, ONLY_PENDING, QUESTIONS, UPSERT, ask
-from shared import PLAN_REVISION, Row, Sample, engine_of, execute, own_server
+from queries import BATCH, CLAIM, INSERT, ONLY_PENDING, QUERIES, UPSERT
+from queries import measure as measure_once
+from shared import PLAN_REVISION, Row, Sample, engine_of, execute, temporary_server
 
 from langfuse_schema import embedded, migrations
 
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 FULL_SIZE = 2_000_000
 FEWEST, SOME, MANY = 20, 1_000, 50_000
 PENDING_SHARE = 100
-"""One score in so many, the newest, waits to be sent."""
+"""The number of scores for each pending one. The newest scores are pending."""
 
 MAXIMUM_RUNS, MINIMUM_RUNS, SECONDS = 200, 5, 1.0
-"""How often a statement is measured: as often as fits into the seconds, within bounds."""
+"""The limits of the runs of a statement, and the duration of its measurement."""
 
 SETTINGS = {"shared_buffers": "2GB", "max_wal_size": "8GB"}
 
@@ -64,28 +65,29 @@ SELECT id, '/chat', '2026-01-01' FROM auth.users;
 """
 
 WEAK_FOR_MANY = ("one trace's scores", "latest 20 scores")
-"""The questions that the policy's array makes dearer for a user with many traces."""
+"""The queries that the array of the policy makes slower for a user with many traces."""
 
 
 @dataclass
 class Figures:
-    """Milliseconds by (question, number of traces of the user)."""
+    """The milliseconds of each query, by its name and the number of traces of the user."""
 
     plan: dict[tuple[str, int], Sample] = field(default_factory=dict)
-    ours: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    langfuse_schema: dict[tuple[str, int], Sample] = field(default_factory=dict)
     floor: dict[tuple[str, int], Sample] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured in one database.
+    """The measurements of one size.
 
     Attributes:
-        traces: how many there are, and as many scores.
-        figures: of the users' questions.
-        claims: of the queue: the plan's indexes, ours, and a table of the pending alone.
-        claim_plan: PostgreSQL's plan of ours.
-        upserts: of the rate limit: the plan's tables, and ours.
+        traces: the number of traces, which is also the number of scores.
+        figures: the queries of the users.
+        claims: the claims of pending scores, with the plan's indexes, with those of
+            langfuse-schema, and from a table of only pending scores scores.
+        claim_plan: the query plan of the claim with the indexes of langfuse-schema.
+        upserts: the upserts of the rate limit, in the plan's schema and in langfuse-schema.
     """
 
     traces: int
@@ -95,37 +97,37 @@ class Result:
     upserts: tuple[Sample, ...]
 
     def rows(self) -> Iterator[Row]:
-        """The lines of a table, against the plan and against the floor."""
-        for (name, traces), ours in self.figures.ours.items():
-            parameters = {"question": name, "traces": traces, "rows": self.traces}
-            what = f"{name}, user of {traces:,} traces, {self.traces:,} rows, ms"
-            plan, floor = self.figures.plan[name, traces], self.figures.floor[name, traces]
-            yield Row(what, "the plan's policies", plan, ours, parameters)
-            yield Row(what, "filtered by hand", floor, ours, parameters)
+        """Yield the lines of a table, compared with the plan and with the floor."""
+        for (query, traces), sample in self.figures.langfuse_schema.items():
+            parameters = {"query": query, "traces": traces, "rows": self.traces}
+            name = f"{query}, user of {traces:,} traces, {self.traces:,} rows, ms"
+            plan, floor = self.figures.plan[query, traces], self.figures.floor[query, traces]
+            yield Row(name, "the plan's policies", plan, sample, parameters)
+            yield Row(name, "filtered by hand", floor, sample, parameters)
         without, with_index, floor = self.claims
-        what = f"claim of {BATCH} pending, {self.traces:,} rows, ms"
-        yield Row(what, "the plan's indexes", without, with_index, {"rows": self.traces})
-        yield Row(what, "a table of the pending alone", floor, with_index, {"rows": self.traces})
-        what = f"rate limit upsert, {self.traces // 20:,} rows, ms"
-        yield Row(what, "the plan's tables", *self.upserts, {"rows": self.traces // 20})
+        name = f"claim of {BATCH} pending, {self.traces:,} rows, ms"
+        yield Row(name, "the plan's indexes", without, with_index, {"rows": self.traces})
+        yield Row(name, "a table of only pending scores", floor, with_index, {"rows": self.traces})
+        name = f"rate limit upsert, {self.traces // 20:,} rows, ms"
+        yield Row(name, "the plan's tables", *self.upserts, {"rows": self.traces // 20})
 
     def missed_limits(self) -> list[str]:
-        """Say which limits are missed."""
+        """Return a line for each missed limit."""
         missed = list(missed_limits(self.figures, self.traces))
         _, with_index, floor = (sample.median for sample in self.claims)
         if with_index > 2 * floor:
             missed.append(f"claim: {with_index:.2f} ms is more than twice {floor:.2f} ms")
         if "Sort" in self.claim_plan or "idx_langfuse_scores_pending" not in self.claim_plan:
-            missed.append("claim: not the partial index alone")
+            missed.append("claim: it does not use the partial index alone")
         return missed
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure each version and size, print the tables, and exit with 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--traces", type=int, nargs="+", default=[200_000, FULL_SIZE])
     parser.add_argument("--postgresql", type=int, nargs="+", default=[18, 16])
-    parser.add_argument("--directory", type=Path, help="where the databases are; a temporary one")
+    parser.add_argument("--directory", type=Path, help="parent folder of the databases")
     options = parser.parse_args()
     missed: list[str] = []
     for version in options.postgresql:
@@ -136,21 +138,21 @@ def main() -> None:
             missed += [
                 f"PostgreSQL {version}, {traces:,}: {limit}" for limit in result.missed_limits()
             ]
-    print("\n" + "\n".join(["missed:", *missed] if missed else ["every limit is held"]))
+    print("\n" + "\n".join(["missed:", *missed] if missed else ["every limit is met"]))
     sys.exit(bool(missed))
 
 
 def measure(version: int, traces: int, directory: Path | None, seconds: float = SECONDS) -> Result:
-    """Fill a database and measure all questions.
+    """Fill a database and measure all queries.
 
     Arguments:
-        version: PostgreSQL's major version, 18 or 16.
-        traces: how many traces there are to be, and as many scores.
-        directory: where the database is made; where temporary files are if None.
-        seconds: for how long each statement is repeated.
+        version: the major version of PostgreSQL, 18 or 16.
+        traces: the number of traces, and of scores.
+        directory: the parent folder of the database, or None for the folder of temporary files.
+        seconds: the duration of the measurement of each statement.
     """
-    with own_server(version, directory, **SETTINGS) as server:
-        plan, ours = engine_of(server, "postgres"), engine_of(server, "ours")
+    with temporary_server(version, directory, **SETTINGS) as server:
+        plan, head = engine_of(server, "postgres"), engine_of(server, "head")
         embedded.prepare(plan.url, example_rows=False)
         migrations.upgrade(plan.url, PLAN_REVISION)
         many, some, fewest = users_of(traces)
@@ -160,44 +162,51 @@ def measure(version: int, traces: int, directory: Path | None, seconds: float = 
             execute(connection, FILL.format(traces=traces, **numbers))
             execute(connection, "VACUUM ANALYZE")
         with engine_of(server, "template1").connect() as connection:
-            execute(connection, "CREATE DATABASE ours TEMPLATE postgres")
-        migrations.upgrade(ours.url)
-        return compare(plan, ours, traces, seconds)
+            execute(connection, "CREATE DATABASE head TEMPLATE postgres")
+        migrations.upgrade(head.url)
+        return compare(plan, head, traces, seconds)
 
 
 def users_of(traces: int) -> tuple[int, int, int]:
-    """How many traces the users 0, 1 and 2 have; fewer only where there are few in all."""
+    """Return the number of traces of the users 0, 1 and 2. A small database has fewer."""
     return min(MANY, traces // 4), min(SOME, traces // 20), min(FEWEST, traces // 100)
 
 
-def compare(plan: sa.Engine, ours: sa.Engine, among: int, seconds: float) -> Result:
-    """Measure in turn the plan's policies, ours and the floor: a busy moment is busy for all."""
-    with ExitStack() as opened:
-        before, user, owner = (opened.enter_context(e.connect()) for e in (plan, ours, ours))
-        old_owner = opened.enter_context(plan.connect())
+def compare(plan: sa.Engine, head: sa.Engine, rows: int, seconds: float) -> Result:
+    """Measure the plan, langfuse-schema and the floor in turn, so that load affects all of them.
+
+    Arguments:
+        plan: an engine of the database at the plan's last revision.
+        head: an engine of the copy at the last revision.
+        rows: the number of traces, and of scores.
+        seconds: the duration of the measurement of each statement.
+    """
+    with ExitStack() as stack:
+        plan_user, user, owner = (stack.enter_context(e.connect()) for e in (plan, head, head))
+        plan_owner = stack.enter_context(plan.connect())
         execute(owner, "VACUUM ANALYZE public.langfuse_scores")
         execute(owner, "VACUUM ANALYZE public.langfuse_traces")
         execute(owner, ONLY_PENDING)
         execute(owner, "VACUUM ANALYZE public.only_pending")
-        figures = ask_all(before, user, owner, users_of(among), seconds)
+        figures = measure_all(plan_user, user, owner, users_of(rows), seconds)
         claim = CLAIM.format(table="langfuse_scores")
-        shown = explain(owner, claim)
+        claim_plan = explain(owner, claim)
         only_pending = (owner, CLAIM.format(table="only_pending"))
-        claims = repeat([(old_owner, claim), (owner, claim), only_pending], seconds)
-        for connection in (old_owner, owner):
+        claims = repeat([(plan_owner, claim), (owner, claim), only_pending], seconds)
+        for connection in (plan_owner, owner):
             connection.exec_driver_sql("SET ROLE service_role")
-        upserts = repeat([(old_owner, UPSERT), (owner, UPSERT)], seconds)
-    return Result(among, figures, tuple(claims), shown, tuple(upserts))
+        upserts = repeat([(plan_owner, UPSERT), (owner, UPSERT)], seconds)
+    return Result(rows, figures, tuple(claims), claim_plan, tuple(upserts))
 
 
-def ask_all(
-    before: sa.Connection,
+def measure_all(
+    plan_user: sa.Connection,
     user: sa.Connection,
     owner: sa.Connection,
     users: tuple[int, int, int],
     seconds: float,
 ) -> Figures:
-    """Ask every question as each of the three users, and by hand as the owner."""
+    """Measure every query as each of the three users, and filtered by hand as the owner."""
     figures = Figures()
     for number, traces in enumerate(users):
         key = owner.exec_driver_sql(f"SELECT md5('user{number}')::uuid").scalar()
@@ -206,40 +215,41 @@ def ask_all(
             f" WHERE user_id = '{key}' ORDER BY created_at DESC OFFSET 10 LIMIT 1"
         ).scalar()
         claims = json.dumps({"sub": str(key), "role": "authenticated"})
-        for connection in (before, user):
+        for connection in (plan_user, user):
             connection.exec_driver_sql(
                 f"SELECT set_config('request.jwt.claims', '{claims}', false)"
             )
             connection.exec_driver_sql("SET ROLE authenticated")
-        for connection in (before, user, owner):
+        for connection in (plan_user, user, owner):
             connection.exec_driver_sql("DEALLOCATE ALL")
             connection.exec_driver_sql("PREPARE one_more AS " + INSERT.format(trace=trace))
-        for question in QUESTIONS:
-            statements = [(before, question.asked), (user, question.asked)]
-            statements += [(owner, sql) for sql in question.by_hand]
-            plan, ours, *by_hand = repeat(
-                [(who, sql.format(user=key, trace=trace)) for who, sql in statements], seconds
+        for query in QUERIES:
+            statements = [(plan_user, query.sql), (user, query.sql)]
+            statements += [(owner, sql) for sql in query.by_hand]
+            plan, sample, *by_hand = repeat(
+                [(connection, sql.format(user=key, trace=trace)) for connection, sql in statements],
+                seconds,
             )
-            asked = (question.name, traces)
-            figures.plan[asked], figures.ours[asked] = plan, ours
-            figures.floor[asked] = min(by_hand, key=lambda sample: sample.median)
-        for connection in (before, user):
+            measured = (query.name, traces)
+            figures.plan[measured], figures.langfuse_schema[measured] = plan, sample
+            figures.floor[measured] = min(by_hand, key=lambda sample: sample.median)
+        for connection in (plan_user, user):
             connection.exec_driver_sql("RESET ROLE")
     return figures
 
 
 def repeat(statements: Sequence[tuple[sa.Connection, str]], seconds: float) -> list[Sample]:
-    """Run statements in turn, many times, each rolled back, in another order each time.
+    """Run statements in turn, in a random order each time, and roll each one back.
 
-    Whoever always comes after a statement that reads a whole table finds nothing of its own in
-    the processor's caches.
+    In a fixed order, the statement after one that reads a whole table would always find the caches
+    of the processor without its rows.
 
     Arguments:
-        statements: each with its connection.
-        seconds: for how long, times the number of statements.
+        statements: the statements, each with its connection.
+        seconds: the duration of the measurement, for each statement.
 
     Returns:
-        The times of each, in milliseconds, the fetching of its rows included.
+        The milliseconds of each statement, with those to fetch the rows.
     """
     times: list[list[float]] = [[] for _ in statements]
     order = list(range(len(statements)))
@@ -249,14 +259,14 @@ def repeat(statements: Sequence[tuple[sa.Connection, str]], seconds: float) -> l
     while runs <= MINIMUM_RUNS or (runs <= MAXIMUM_RUNS and time.perf_counter() < stop):
         shuffle(order)
         for number in order:
-            times[number].append(ask(*statements[number]))
+            times[number].append(measure_once(*statements[number]))
         runs += 1
-    # The first run is for the caches.
-    return [Sample(tuple(taken[1:])) for taken in times]
+    # The first run fills the caches.
+    return [Sample(tuple(durations[1:])) for durations in times]
 
 
 def explain(connection: sa.Connection, sql: str) -> str:
-    """The plan of a statement, without its costs."""
+    """Return the query plan of a statement, without costs."""
     rows = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {sql}").scalars()
     return "\n".join(f"  {row}" for row in rows)
 
@@ -264,38 +274,39 @@ def explain(connection: sa.Connection, sql: str) -> str:
 def print_result(result: Result) -> None:
     """Print the table of medians and ratios."""
     figures = result.figures
-    print(f"{'question':<20}{'traces':>8}{'plan':>10}{'ours':>10}{'floor':>10}", end="")
-    print(f"{'ours/floor':>12}{'plan/ours':>11}")
-    for asked, sample in figures.ours.items():
-        name, traces = asked
-        ours, plan, floor = (s.median for s in (sample, figures.plan[asked], figures.floor[asked]))
-        print(f"{name:<20}{traces:>8}{plan:>10.2f}{ours:>10.2f}{floor:>10.2f}", end="")
-        print(f"{ours / floor:>12.1f}{plan / ours:>11.1f}")
+    print(f"{'query':<20}{'traces':>8}{'plan':>10}{'head':>10}{'floor':>10}", end="")
+    print(f"{'head/floor':>12}{'plan/head':>11}")
+    for measured, sample in figures.langfuse_schema.items():
+        name, traces = measured
+        samples = (sample, figures.plan[measured], figures.floor[measured])
+        head, plan, floor = (s.median for s in samples)
+        print(f"{name:<20}{traces:>8}{plan:>10.2f}{head:>10.2f}{floor:>10.2f}", end="")
+        print(f"{head / floor:>12.1f}{plan / head:>11.1f}")
     without, with_index, floor = (sample.median for sample in result.claims)
     before, after = (sample.median for sample in result.upserts)
     print(f"\nclaim of {BATCH} pending: {without:.2f} ms without the index, {with_index:.2f} ms")
-    print(f"with it, {floor:.2f} ms from a table of the pending alone; its plan:")
+    print(f"with it, {floor:.2f} ms from a table of only pending scores. The plan with the index:")
     print(result.claim_plan)
     print(f"rate limit upsert: {before:.2f} ms before, {after:.2f} ms after")
 
 
-def missed_limits(figures: Figures, among: int) -> Iterator[str]:
-    """Say which figures are beyond what we promise."""
-    for (name, traces), sample in figures.ours.items():
-        ours = sample.median
+def missed_limits(figures: Figures, rows: int) -> Iterator[str]:
+    """Yield a line for each figure that exceeds a limit."""
+    for (name, traces), sample in figures.langfuse_schema.items():
+        head = sample.median
         plan, floor = figures.plan[name, traces].median, figures.floor[name, traces].median
-        described = f"{name} of {traces:,}: {ours:.2f} ms"
+        measured = f"{name} of {traces:,}: {head:.2f} ms"
         limit = max(2 * floor, floor + 0.5)
         if name == "insert, prepared" or (name == "all scores" and traces == FEWEST):
             limit = 2 * floor
-        elif name == "insert, planned anew" or (traces == MANY and name != "latest 20 traces"):
+        elif name == "insert, unprepared" or (traces == MANY and name != "latest 20 traces"):
             limit = math.inf
-        if ours > limit:
-            yield f"{described}, floor {floor:.2f} ms"
-        if traces == MANY and name not in WEAK_FOR_MANY and ours > 2 * plan:
-            yield f"{described}, with the plan's policies {plan:.2f} ms"
-        if (name, traces, among) == ("all scores", FEWEST, FULL_SIZE) and 200 * ours > plan:
-            yield f"{described}, not 200 times faster than {plan:.2f} ms"
+        if head > limit:
+            yield f"{measured}, floor {floor:.2f} ms"
+        if traces == MANY and name not in WEAK_FOR_MANY and head > 2 * plan:
+            yield f"{measured}, with the plan's policies {plan:.2f} ms"
+        if (name, traces, rows) == ("all scores", FEWEST, FULL_SIZE) and 200 * head > plan:
+            yield f"{measured}, not 200 times faster than {plan:.2f} ms"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: samples and how they are shown, the machine, servers, processes."""
+"""Samples, tables of results, servers and processes for the benchmarks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
-    # A vacuum in the middle of a measurement measures the vacuum.
+    # A vacuum during a measurement would change its result.
     "autovacuum": "off",
 }
 
@@ -47,30 +47,30 @@ GIGABYTE = 1 << 30
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured, run by run, in the unit that its row names."""
+    """The measured values of all runs, in the unit of the row."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle one."""
+        """Return the median of the values."""
         return statistics.median(self.values)
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third; both are the value itself if it was measured once."""
+        """Return the first and the third quartile. Both equal the value if there is only one."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         first, _, third = statistics.quantiles(self.values, n=4, method="inclusive")
         return first, third
 
     def as_text(self) -> str:
-        """The median, and the quartiles in brackets."""
+        """Return the median, followed by the quartiles in brackets."""
         first, third = self.quartiles
         return f"{_short(self.median)} ({_short(first)} to {_short(third)})"
 
     def as_json(self) -> dict[str, float]:
-        """What a file keeps of it."""
+        """Return the statistics for a JSON file."""
         first, third = self.quartiles
         figures = {
             "median": self.median,
@@ -90,34 +90,34 @@ def _short(figure: float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: what was measured, of us and of somebody else.
+    """A line of a table: a measurement of langfuse-schema and of another variant.
 
     Attributes:
-        what: was measured, with its unit.
-        against: the other's name.
-        other: the other's sample.
-        ours: our sample.
-        parameters: what a program that reads the file selects by.
+        name: the name of the measurement, with its unit.
+        other_name: the name of the other variant.
+        other: the sample of the other variant.
+        langfuse_schema: the sample of langfuse-schema.
+        parameters: the keys by which readers of the JSON file select rows.
     """
 
-    what: str
-    against: str
+    name: str
+    other_name: str
     other: Sample
-    ours: Sample
+    langfuse_schema: Sample
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:
-        """Ours to the other's: below 1 we are the faster."""
-        return self.ours.median / self.other.median
+        """Return the ratio of the medians. Below 1, langfuse-schema is faster."""
+        return self.langfuse_schema.median / self.other.median
 
     def as_json(self) -> dict[str, Any]:
-        """The row as a file keeps it."""
+        """Return the row for a JSON file."""
         return {
-            "what": self.what,
-            "against": self.against,
+            "name": self.name,
+            "other_name": self.other_name,
             "other": self.other.as_json(),
-            "ours": self.ours.as_json(),
+            "langfuse_schema": self.langfuse_schema.as_json(),
             "ratio": float(f"{self.ratio:.3g}"),
             **self.parameters,
         }
@@ -125,27 +125,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Limit:
-    """What we promise, with what was found, and whether it is held."""
+    """A limit, with the measured and the expected value."""
 
-    described: str
-    held: bool
+    text: str
+    is_met: bool
 
     @staticmethod
-    def more(row: Row, milliseconds: float) -> Limit:
-        """At most so many milliseconds more than the other."""
-        difference = row.ours.median - row.other.median
+    def on_difference(row: Row, milliseconds: float) -> Limit:
+        """Limit the median of langfuse-schema to that of the other variant plus milliseconds."""
+        difference = row.langfuse_schema.median - row.other.median
         return Limit(
-            f"{row.what}: {difference:+.1f} ms against {row.against},"
+            f"{row.name}: {difference:+.1f} ms against {row.other_name},"
             f" expected at most {milliseconds:.0f} ms more",
             difference <= milliseconds,
         )
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """Print a table: medians with quartiles, and ratios."""
-    heads = ("what", "against", "its median", "our median", "ours : its")
+    """Print a table of medians, quartiles and ratios."""
+    heads = ("measurement", "other", "median of other", "median of langfuse-schema", "ratio")
     lines = [
-        (row.what, row.against, row.other.as_text(), row.ours.as_text(), f"{row.ratio:.2g}")
+        (
+            *(row.name, row.other_name, row.other.as_text()),
+            *(row.langfuse_schema.as_text(), f"{row.ratio:.2g}"),
+        )
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
@@ -155,25 +158,25 @@ def print_rows(rows: Sequence[Row]) -> None:
     print(flush=True)
 
 
-def in_turn(contenders: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Sample]:
-    """Let contenders run by turns, so that a busy moment is busy for all.
+def measure_in_turn(variants: Mapping[str, Callable[[], float]], runs: int) -> dict[str, Sample]:
+    """Measure variants in turn, so that other load on the machine affects all of them.
 
     Arguments:
-        contenders: by name, each returning what it took.
-        runs: how often each is measured, after once for the caches.
+        variants: the function of each variant by its name. It returns the measured value.
+        runs: the number of measured runs. A first run fills the caches.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    measured: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(runs + 1):
-        for name, contender in contenders.items():
-            taken[name].append(contender())
-    return {name: Sample(tuple(values[1:])) for name, values in taken.items()}
+        for name, variant in variants.items():
+            measured[name].append(variant())
+    return {name: Sample(tuple(values[1:])) for name, values in measured.items()}
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """The environment of a process: nothing of this one that could choose a database.
+def process_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a process, without the variables that select a database.
 
-    Bytecode is kept, as pip keeps it of what it installs: otherwise a checkout is compiled anew
-    by every process, and the libraries are not.
+    PYTHONDONTWRITEBYTECODE is removed, too. Without bytecode, every process would compile the
+    checkout again, but not the installed libraries.
     """
     kept = {
         name: value
@@ -187,44 +190,46 @@ def environment(**changes: str) -> dict[str, str]:
 def run_process(
     command: Sequence[str], folder: Path = CHECKOUT, **variables: str
 ) -> tuple[float, str]:
-    """Run a process to its end and with success.
+    """Run a process, and exit if it fails.
 
     Returns:
-        How many milliseconds it took from its start to its end, and what it printed.
+        The duration in milliseconds, and the output.
     """
     begin = time.perf_counter()
-    ended = subprocess.run(  # noqa: S603 - a command of the benchmark's own
+    ended = subprocess.run(  # noqa: S603 - the benchmarks build the command
         command,
         cwd=folder,
-        env=environment(**variables),
+        env=process_environment(**variables),
         capture_output=True,
         text=True,
         check=False,
     )
-    taken = 1000 * (time.perf_counter() - begin)
+    duration = 1000 * (time.perf_counter() - begin)
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{ended.stdout}{ended.stderr}")
-    return taken, ended.stdout
+    return duration, ended.stdout
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the duration of a call."""
     begin = time.perf_counter()
     function()
     return 1000 * (time.perf_counter() - begin)
 
 
 @contextmanager
-def own_server(version: int, directory: Path | None, **settings: str) -> Iterator[embedded.Server]:
-    """A server in a folder of its own, gone at the end.
+def temporary_server(
+    version: int, directory: Path | None, **settings: str
+) -> Iterator[embedded.Server]:
+    """Start a server in a new folder, and delete both at the end.
 
     Arguments:
-        version: PostgreSQL's major version, 18 or 16.
-        directory: where the folder is made; where temporary files are if None.
-        settings: of PostgreSQL, beyond those of all benchmarks.
+        version: the major version of PostgreSQL, 18 or 16.
+        directory: the parent of the new folder, or None for the folder of temporary files.
+        settings: settings of PostgreSQL, in addition to SETTINGS.
     """
     folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-benchmark-", dir=directory))
-    # Open to the account that PostgreSQL runs as for root.
+    # If root runs the benchmark, PostgreSQL runs as another account, which needs access.
     folder.chmod(0o755)
     try:
         with embedded.start(
@@ -236,20 +241,20 @@ def own_server(version: int, directory: Path | None, **settings: str) -> Iterato
 
 
 def engine_of(server: embedded.Server, database: str, user: str = "postgres") -> sa.Engine:
-    """Connect to a database as the tables' owner, each statement by itself."""
+    """Return an engine in autocommit mode, by default for the owner of the tables."""
     return sa.create_engine(
         server.url(database, user), poolclass=sa.NullPool, isolation_level="AUTOCOMMIT"
     )
 
 
 def execute(connection: sa.Connection, sql: str) -> None:
-    """Run statements as they are."""
+    """Run SQL without parameters."""
     connection.exec_driver_sql(sql.replace("%", "%%"))
 
 
 @contextmanager
 def clone(server: embedded.Server, name: str) -> Iterator[str]:
-    """A copy of the server's database `postgres` under another name, dropped at the end."""
+    """Copy the database `postgres` of the server, and drop the copy at the end."""
     engine = engine_of(server, "template1")
     with engine.connect() as connection:
         execute(connection, f"CREATE DATABASE {name} TEMPLATE postgres")
@@ -260,16 +265,16 @@ def clone(server: embedded.Server, name: str) -> Iterator[str]:
 
 
 def server_version(server: embedded.Server) -> str:
-    """PostgreSQL's version, as in 18.4."""
+    """Return the version of PostgreSQL, for example 18.4."""
     with engine_of(server, "template1", "supabase_admin").connect() as connection:
         return str(connection.exec_driver_sql("SHOW server_version").scalar())
 
 
-def surroundings(postgresql: str) -> dict[str, Any]:
-    """When and on what something was measured; not on whose machine.
+def conditions(postgresql: str) -> dict[str, Any]:
+    """Return the date, the machine and the versions of a measurement.
 
     Arguments:
-        postgresql: from `server_version`.
+        postgresql: the version from `server_version`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
     return {
@@ -294,7 +299,7 @@ def _processor() -> str:
 
 
 def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
-    """Write figures into a file, if one is asked for."""
+    """Write figures into a JSON file, unless the path is None."""
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -302,6 +307,6 @@ def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
 
 
 def print_elapsed(began: float) -> None:
-    """Say how long all of it took, from a value of time.monotonic()."""
+    """Print the time since `began`, which is a value of time.monotonic()."""
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f"\nelapsed: {minutes} min {seconds} s", file=sys.stderr)

@@ -27,7 +27,7 @@ def benchmark(name: str, *arguments: str) -> str:
 def test_bare_project_creates_same_schema_as_revisions(
     database: Database, second_database: Database, tmp_path: Path
 ) -> None:
-    write = "import sys, pathlib, bare; print(bare.make(pathlib.Path(sys.argv[1])))"
+    write = "import sys, pathlib, bare; print(bare.create(pathlib.Path(sys.argv[1])))"
     written = run(sys.executable, "-c", write, str(tmp_path), PYTHONPATH=str(BENCHMARKS))
     assert written.code == 0, written.stderr
     upgraded = run(
@@ -59,7 +59,7 @@ def test_compare_benchmark_prints_and_writes_figures(scratch: Path, tmp_path: Pa
     assert "upgrade head, empty database, in-process" in printed
     content = json.loads(file.read_text())
     assert {row["rows"] for row in content["rows"] if row.get("figure") == "stall"} == {1000, 2000}
-    assert all(row["ours"]["median"] > 0 for row in content["rows"])
+    assert all(row["langfuse_schema"]["median"] > 0 for row in content["rows"])
     assert len(content["limits"]) > 5
 
 
@@ -71,7 +71,7 @@ def test_compare_benchmark_exits_1_when_limit_is_missed(scratch: Path) -> None:
         *("--traces", "2000", "--seconds", "0.01", "--directory", str(scratch)),
     )
     assert outcome.code == 1, outcome.stderr
-    assert "MISSED  claim: not the partial index alone" in outcome.stdout
+    assert "MISSED  claim: it does not use the partial index alone" in outcome.stdout
 
 
 def measure_growth(scratch: Path, file: Path) -> str:

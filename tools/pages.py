@@ -1,7 +1,7 @@
 """Render the generated parts of the documentation.
 
-Sources: the chain and its snapshots, docstrings of revisions, measured locks, the expected
-permissions of the tests, and the figures that the benchmarks wrote to docs/figures.
+The sources are the revisions, their snapshots and their docstrings, the measured locks, the
+expected permissions of the tests, and the figures of the benchmarks in docs/figures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ MEASUREMENTS = DOCS / "explanation" / "measurements.md"
 
 
 def between_markers(text: str, name: str, content: str) -> str:
-    """Put content between the two markers of that name, which must be there."""
+    """Return the text with new content between its two markers of this name.
+
+    Raises:
+        ValueError: if a marker is missing.
+    """
     begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
@@ -43,8 +47,8 @@ def between_markers(text: str, name: str, content: str) -> str:
     return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
-def picture() -> str:
-    """The tables and their links as a Mermaid diagram, which GitHub draws."""
+def diagram() -> str:
+    """Return a Mermaid diagram of the tables and their foreign keys."""
     declared = tables.declared_metadata()
     lines = ["```mermaid", "erDiagram"]
     for table in declared.sorted_tables:
@@ -64,7 +68,7 @@ def picture() -> str:
 
 
 def revisions_page(measured: Mapping[str, Measured]) -> str:
-    """Render the revisions, oldest first, from their docstrings and the measured locks."""
+    """Return the sections of the revisions, from their docstrings and the measured locks."""
     scripts = list(ScriptDirectory.from_config(Config(config_file())).walk_revisions())
     parts = []
     for script in reversed(scripts):
@@ -80,56 +84,59 @@ def revisions_page(measured: Mapping[str, Measured]) -> str:
         ]
         parts.append("\n| table | lock of the upgrade | lock of the downgrade |\n|---|---|---|")
         parts += [
-            f"| `{table}` | {_spelled(up.get(table))} | {_spelled(down.get(table))} |"
+            f"| `{table}` | {_lock_in_sql(up.get(table))} | {_lock_in_sql(down.get(table))} |"
             for table in sorted({*up, *down})
         ]
         parts.append("")
     return "\n".join(parts).rstrip()
 
 
-def _spelled(mode: str | None) -> str:
+def _lock_in_sql(mode: str | None) -> str:
     if mode is None:
         return "none"
     return re.sub(r"(?<!^)(?=[A-Z])", " ", mode.removesuffix("Lock")).upper()
 
 
 def figures(name: str) -> dict[str, Any]:
-    """Read what a benchmark has written."""
+    """Return the figures of a benchmark, from docs/figures."""
     content: dict[str, Any] = json.loads((DOCS / "figures" / f"{name}.json").read_text("utf-8"))
     return content
 
 
-def surroundings(content: dict[str, Any]) -> str:
-    """Say when, on what machine and with which versions figures were measured."""
+def conditions(content: dict[str, Any]) -> str:
+    """Return a sentence with the date, the machine and the versions of a measurement."""
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     return f"Measured on {content['date']}: {content['machine']}; {versions}."
 
 
 def stalls(compare: dict[str, Any]) -> dict[int, tuple[float, float, float]]:
-    """The longest write in milliseconds by rows a table: the load alone, the plan's SQL, ours."""
+    """Return the longest write in milliseconds, by the number of rows in each table.
+
+    Each value has the medians of the load alone, of the plan's SQL and of langfuse-schema.
+    """
     found: dict[int, dict[str, float]] = {}
     for row in compare["rows"]:
         if row.get("figure") == "stall":
             medians = found.setdefault(row["rows"], {})
-            medians[row["against"]] = row["other"]["median"]
-            medians["ours"] = row["ours"]["median"]
-    order = ("the load alone", "the plan's SQL by psql", "ours")
-    return {rows: tuple(medians[who] for who in order) for rows, medians in found.items()}  # type: ignore[misc] # three of them
+            medians[row["other_name"]] = row["other"]["median"]
+            medians["langfuse-schema"] = row["langfuse_schema"]["median"]
+    order = ("the load alone", "the plan's SQL by psql", "langfuse-schema")
+    return {rows: tuple(medians[name] for name in order) for rows, medians in found.items()}  # type: ignore[misc] # a tuple of three values
 
 
 def stall_table(compare: dict[str, Any]) -> str:
-    """What writers feel of a migration."""
+    """Return the table of the longest writes during a migration."""
     lines = [
         "| rows in each of the app's tables | longest write, ms: the load alone | while the plan's SQL runs | while `langfuse-schema upgrade head` runs |",
         "|---:|---:|---:|---:|",
     ]
     for rows, milliseconds in stalls(compare).items():
         lines.append(f"| {rows:,} | " + " | ".join(map(shortened, milliseconds)) + " |")
-    return "\n".join([*lines, "", surroundings(compare) + " Medians of 3 runs."])
+    return "\n".join([*lines, "", conditions(compare) + " Medians of 3 runs."])
 
 
 def scaling_tables(scaling: dict[str, Any]) -> str:
-    """How tables and statements grow."""
+    """Return the tables of the sizes and the durations, by the number of rows."""
     sizes = scaling["sizes"]
     heads = " | ".join(f"{size['rows']:,}" for size in sizes)
     rule = "|---|" + "---:|" * len(sizes)
@@ -142,17 +149,17 @@ def scaling_tables(scaling: dict[str, Any]) -> str:
         for part in ("heap", "indexes"):
             found = [f"{size['bytes_per_row'][table][part]:.0f}" for size in sizes]
             lines.append(f"| `{table}`, {part} | {' | '.join(found)} |")
-    return "\n".join([*lines, "", surroundings(scaling)])
+    return "\n".join([*lines, "", conditions(scaling)])
 
 
 def protection(compare: dict[str, Any], scaling: dict[str, Any], text: str) -> str:
-    """Put the figures of the benchmarks into five advantages over the plan's SQL."""
-    largest, (_, plan, ours) = max(stalls(compare).items())
+    """Return the list of advantages over the plan's SQL, with the figures of the benchmarks."""
+    largest, (_, plan, upgrade) = max(stalls(compare).items())
     size = next(size for size in scaling["sizes"] if size["rows"] == _MILLION)
     scores = next(name for name in size["figures"] if name.startswith("all my scores"))
     return text.format(
         rows=largest // _MILLION,
-        longest_write=shortened(ours),
+        longest_write=shortened(upgrade),
         plan_longest_write=shortened(plan),
         scores=shortened(size["figures"][scores]["median"]),
         plan_scores=shortened(size["figures"][f"the plan's schema: {scores}"]["median"]),
@@ -177,7 +184,7 @@ _MILLION = 1_000_000
 
 
 def shortened(value: float) -> str:
-    """A figure with as many digits as mean something."""
+    """Return a figure with about two significant digits."""
     digits = max(0, 1 - int(f"{value:e}".partition("e")[2]))
     return f"{value:,.{min(digits, 2)}f}"
 
@@ -244,7 +251,7 @@ def errors() -> str:
 
 
 def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
-    """Render every page that has generated parts."""
+    """Return the content of every page that has generated parts."""
     compare, scaling = figures("compare"), figures("scaling")
     readme, japanese = DOCS.parent / "README.md", DOCS.parent / "README.ja.md"
     history = History.of(Config(config_file()))
@@ -258,7 +265,7 @@ def pages(measured: Mapping[str, Measured]) -> dict[Path, str]:
         (REFERENCE / "permissions.md", "permissions", permissions.render()),
         (DOCS / "how-to" / "supabase-cli.md", "repair", repair(history)),
         (REFERENCE / "errors.md", "errors", errors()),
-        (REFERENCE / "schema.md", "picture", picture()),
+        (REFERENCE / "schema.md", "picture", diagram()),
         (REFERENCE / "schema.md", "indexes", index_table(history)),
         (REFERENCE / "python-api.md", "api", python_api.render()),
         (MEASUREMENTS, "scaling", scaling_tables(scaling)),

@@ -1,4 +1,4 @@
-"""What apps ask of the tables, and the same filtered by hand: for rls.py and scaling.py."""
+"""The queries of rls.py and scaling.py, with row level security and filtered by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 BATCH = 100
-"""Of the queue."""
+"""The number of scores that a job claims from the queue."""
 
 CLAIM = f"""SELECT id FROM public.{{table}} WHERE status = 'pending'
   ORDER BY created_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED"""
@@ -27,19 +27,19 @@ INSERT INTO public.only_pending SELECT * FROM public.langfuse_scores WHERE statu
 
 
 @dataclass(frozen=True)
-class Question:
-    """A statement of a user under row level security, and ways to filter the same by hand."""
+class Query:
+    """A query of a user under row level security, and equal queries that filter by hand."""
 
     name: str
-    asked: str
+    sql: str
     by_hand: tuple[str, ...]
 
 
-def of_scores(name: str, columns: str, rest: str = "") -> Question:
-    """A question about scores, by hand as a join and as an array: the faster is the floor."""
+def query_of_scores(name: str, columns: str, rest: str = "") -> Query:
+    """Return a query of scores. By hand, a join or an array filters the rows."""
     scores = "public.langfuse_scores AS s"
     own = "t.user_id = '{user}'"
-    return Question(
+    return Query(
         name,
         f"SELECT {columns} FROM {scores}{rest}",
         (
@@ -59,31 +59,31 @@ JOINED = """SELECT t.trace_id, t.output, s.score_name, s.value FROM public.langf
 
 LATEST_TRACES = "SELECT * FROM public.langfuse_traces{} ORDER BY created_at DESC LIMIT 20"
 
-QUESTIONS = (
-    of_scores("all scores", "s.*"),
-    of_scores("one trace's scores", "s.*", " WHERE s.trace_id = '{trace}'"),
-    of_scores("latest 20 scores", "s.*", " ORDER BY s.created_at DESC LIMIT 20"),
-    of_scores("count of scores", "count(*)"),
-    Question("traces with scores", JOINED, (JOINED + " WHERE t.user_id = '{user}'",)),
-    Question(
+QUERIES = (
+    query_of_scores("all scores", "s.*"),
+    query_of_scores("one trace's scores", "s.*", " WHERE s.trace_id = '{trace}'"),
+    query_of_scores("latest 20 scores", "s.*", " ORDER BY s.created_at DESC LIMIT 20"),
+    query_of_scores("count of scores", "count(*)"),
+    Query("traces with scores", JOINED, (JOINED + " WHERE t.user_id = '{user}'",)),
+    Query(
         "latest 20 traces",
         LATEST_TRACES.format(""),
         (LATEST_TRACES.format(" WHERE user_id = '{user}'"),),
     ),
-    # As the Data API sends it: prepared once for each session.
-    Question("insert, prepared", "EXECUTE one_more", ("EXECUTE one_more",)),
-    Question("insert, planned anew", INSERT, (INSERT,)),
+    # The Data API prepares a statement once for each session.
+    Query("insert, prepared", "EXECUTE one_more", ("EXECUTE one_more",)),
+    Query("insert, unprepared", INSERT, (INSERT,)),
 )
 
 
-def ask(connection: sa.Connection, sql: str) -> float:
-    """Run a statement and roll it back; its time in milliseconds, fetching its rows included."""
+def measure(connection: sa.Connection, sql: str) -> float:
+    """Run a statement, roll it back, and return the milliseconds, with those to fetch the rows."""
     cursor = connection.connection.cursor()
     cursor.execute("BEGIN")
     begin = time.perf_counter()
     cursor.execute(sql)
     if cursor.description:
         cursor.fetchall()
-    taken = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
     cursor.execute("ROLLBACK")
-    return 1000 * taken
+    return 1000 * seconds
