@@ -85,7 +85,7 @@ class Result:
         traces: the number of traces, which is also the number of scores.
         figures: the queries of the users.
         claims: the claims of pending scores, with the plan's indexes, with those of
-            langfuse-schema, and from a table of only pending scores scores.
+            langfuse-schema, and from a table of only pending scores.
         claim_plan: the query plan of the claim with the indexes of langfuse-schema.
         upserts: the upserts of the rate limit, in the plan's schema and in langfuse-schema.
     """

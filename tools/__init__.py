@@ -1,1 +1,1 @@
-"""Programs of the project itself: not installed, and not imported by the package."""
+"""Programs for the development of the project. They are not part of the package."""

@@ -1,4 +1,4 @@
-"""Run all revisions on the embedded PostgreSQL: their snapshots, and the locks that they take."""
+"""Run all revisions on the embedded PostgreSQL, and read their tables and their locks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import URL
 
-# Weakest first, as in the table of conflicts of PostgreSQL's documentation.
+# From the weakest to the strongest, in the order of PostgreSQL's table of conflicting lock modes.
 _MODES = (
     "AccessShareLock",
     "RowShareLock",
@@ -33,8 +33,8 @@ _MODES = (
     "ExclusiveLock",
     "AccessExclusiveLock",
 )
-_FELT = _MODES[3:]
-"""The modes that reads or writes, or other index builds, can wait for."""
+_BLOCKING_MODES = _MODES[3:]
+"""The modes that can block a read, a write or another index build."""
 
 _HELD = """
 SELECT n.nspname || '.' || c.relname, l.mode FROM pg_locks AS l
@@ -44,12 +44,12 @@ WHERE l.pid = %s AND l.granted AND c.relkind = 'r'
 """
 
 Locks = dict[str, str]
-"""The strongest lock by `schema.table`."""
+"""The strongest lock of each table, by `schema.table`."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The schema after a revision, and the locks of its upgrade and its downgrade."""
+    """The tables that a revision added, and the locks of its upgrade and its downgrade."""
 
     tables: Tables
     upgrade: Locks
@@ -60,21 +60,21 @@ def run_all(url: URL) -> dict[str, Measured]:
     """Run each revision up, down and up again.
 
     Arguments:
-        url: a database that was never migrated; it is left without any revision.
+        url: a database that was never migrated. At the end, it has no revision.
 
     Returns:
-        The results by revision, oldest first.
+        The results by revision, from the oldest to the newest.
     """
     before = read_tables(url)
     measured = {}
     for revision in migrations.revisions():
-        up = _locks_of(url, lambda engine, to=revision: _go(engine, command.upgrade, to))
+        up = _locks_of(url, lambda engine, to=revision: _migrate(engine, command.upgrade, to))
         tables = added(before, read_tables(url))
-        down = _locks_of(url, lambda engine: _go(engine, command.downgrade, "-1"))
-        # Under load, the locks of a build can be missed once.
-        again = _locks_of(url, lambda engine, to=revision: _go(engine, command.upgrade, to))
-        measured[revision] = Measured(tables, _stronger(up, again), down)
-    _go(url, command.downgrade, "base")
+        down = _locks_of(url, lambda engine: _migrate(engine, command.downgrade, "-1"))
+        # On a busy machine, the first upgrade can end before the locks of a build are read.
+        up_again = _locks_of(url, lambda engine, to=revision: _migrate(engine, command.upgrade, to))
+        measured[revision] = Measured(tables, _stronger(up, up_again), down)
+    _migrate(url, command.downgrade, "base")
     return measured
 
 
@@ -88,15 +88,15 @@ def _stronger(one: Locks, other: Locks) -> Locks:
 
 
 def read_tables(url: URL) -> Tables:
-    """Read all tables but the version table, in the order of their creation."""
+    """Return all tables except the version table, in the order of their creation."""
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         found = catalog.read(connection)
     return {name: table for name, table in found.items() if table.schema != VERSION_TABLE.schema}
 
 
-def _go(target: URL | sa.Engine, direction: Callable[..., None], revision: str) -> None:
-    """Migrate without preflight, which compares snapshots."""
+def _migrate(target: URL | sa.Engine, direction: Callable[..., None], revision: str) -> None:
+    """Migrate without preflight, because it compares the snapshots."""
     config = migrations.config_for(target)
     config.attributes["checked"] = False
     direction(config, revision)
@@ -104,25 +104,25 @@ def _go(target: URL | sa.Engine, direction: Callable[..., None], revision: str) 
 
 def _locks_of(url: URL, step: Callable[[sa.Engine], None]) -> Locks:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
-    look = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    observing = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
     strongest: Locks = {}
     lock = threading.Lock()
 
-    def note(rows: list[tuple[str, str]]) -> None:
+    def record(rows: list[tuple[str, str]]) -> None:
         with lock:
             for table, mode in rows:
-                if table in before and mode in _FELT:
-                    known = strongest.get(table, _MODES[0])
-                    strongest[table] = max(known, mode, key=_MODES.index)
+                if table in before and mode in _BLOCKING_MODES:
+                    previous = strongest.get(table, _MODES[0])
+                    strongest[table] = max(previous, mode, key=_MODES.index)
 
     def before_commit(connection: sa.Connection) -> None:
         with connection.connection.cursor() as cursor:
             cursor.execute(_HELD.replace("%s", "pg_backend_pid()"))
-            note(cursor.fetchall())
+            record(cursor.fetchall())
 
     with (
         ThreadPoolExecutor() as pool,
-        look.connect() as observer,
+        observing.connect() as observer,
         _open_snapshots(url) as end_snapshot,
     ):
         before = set(
@@ -139,7 +139,7 @@ def _locks_of(url: URL, step: Callable[[sa.Engine], None]) -> Locks:
                 " WHERE phase = 'waiting for old snapshots'"
             ).scalar()
             if building:
-                note([tuple(row) for row in observer.exec_driver_sql(_HELD, (building,))])
+                record([tuple(row) for row in observer.exec_driver_sql(_HELD, (building,))])
                 end_snapshot()
             wait([run], timeout=0.005)
         run.result()
@@ -148,16 +148,16 @@ def _locks_of(url: URL, step: Callable[[sa.Engine], None]) -> Locks:
 
 @contextmanager
 def _open_snapshots(url: URL) -> Iterator[Callable[[], None]]:
-    """Hold a snapshot as a long report does. The function replaces it with a new one."""
+    """Hold a snapshot, and yield a function that replaces it with a new one."""
     engine = sa.create_engine(url, poolclass=sa.NullPool, isolation_level="REPEATABLE READ")
     with engine.connect() as connection:
 
-        def take() -> None:
+        def take_snapshot() -> None:
             connection.exec_driver_sql("SELECT 1 FROM pg_class LIMIT 1")
 
         def end_snapshot() -> None:
             connection.rollback()
-            take()
+            take_snapshot()
 
-        take()
+        take_snapshot()
         yield end_snapshot

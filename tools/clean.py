@@ -1,6 +1,6 @@
-"""Delete everything that this checkout left on the machine: make clean.
+"""Delete the embedded database and all created files of this checkout: `make clean`.
 
-It needs only the standard library, because `.venv` can be missing or broken.
+This file needs only the standard library, because `.venv` can be missing or broken.
 """
 
 import os

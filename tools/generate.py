@@ -1,6 +1,6 @@
 """Write all generated files: `make generate`.
 
-The snapshots of the revisions come first; the pages are rendered from them.
+The snapshots are written first, because the pages are rendered from them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the revisions on the embedded PostgreSQL, and write the files."""
-    # Its downgrades would warn of the rows that they drop.
+    # The downgrades would print warnings about dropped rows.
     logging.getLogger("langfuse_schema").setLevel(logging.ERROR)
     with embedded.open_temporary() as server:
         measured = chain.run_all(server.url())
     for found in measured.values():
         refuse_unsupported(found.tables)
-    # The pages are rendered from the snapshots.
     write(snapshot_files(measured))
     write(pages.pages(measured))
 
 
 def refuse_unsupported(tables: Tables) -> None:
-    """Exit if a revision created something that a snapshot cannot contain."""
+    """Exit if a table has a feature that a snapshot cannot contain."""
     for name, table in tables.items():
         unsupported = [
             *(["a relation that is no table"] if table.kind != "r" else []),
@@ -50,7 +49,7 @@ def refuse_unsupported(tables: Tables) -> None:
 
 
 def write(files: dict[Path, str]) -> None:
-    """Write the files that have other content, and print their paths."""
+    """Write the files whose content differs, and print their paths."""
     for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -62,7 +61,7 @@ def snapshot_files(measured: dict[str, chain.Measured]) -> dict[Path, str]:
     """Return the content of each snapshot.
 
     Arguments:
-        measured: from `chain.run_all`.
+        measured: the results of `chain.run_all`.
     """
     history = History.of(Config(config_file()))
     return {

@@ -29,9 +29,9 @@ FEWEST_YOU = 8
 
 @dataclass(frozen=True)
 class Rule:
-    """A kind of expression, and how often it may occur in 1,000 words of the pages.
+    """A pattern of expressions, and the limit in 1,000 words of the pages.
 
-    The source may have twice as many, because its texts are short.
+    The limit of the source is twice as high, because its texts are short.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Rule:
     most: float
 
     def matches(self, text: str) -> Iterator[re.Match[str]]:
-        """Find the expressions."""
+        """Return the expressions in a text."""
         return re.finditer(rf"\b(?:{self.pattern})\b", text, re.IGNORECASE)
 
     def rate(self, texts: Texts) -> float:
@@ -90,7 +90,7 @@ def page_text(markdown: str) -> str:
 
 
 def source_text(path: Path) -> str:
-    """Return the comments of a Python file, and its strings with a space."""
+    """Return the comments of a Python file, and its strings that contain a space."""
     strings = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
     with tokenize.open(path) as file:
         return "\n".join(
@@ -128,7 +128,7 @@ def percent_with_colon(pages: Texts) -> float:
 
 
 def exceeded(rule: Rule, pages: Texts, source: Texts) -> list[str]:
-    """Return the expressions of a rule where there are too many of them."""
+    """Return the expressions of a rule, if the pages or the source exceed its limit."""
     found = rule.quotations(pages) if rule.rate(pages) > rule.most else []
     return found + (rule.quotations(source) if rule.rate(source) > 2 * rule.most else [])
 

@@ -1,4 +1,4 @@
-"""Render the public Python names from their signatures and docstrings."""
+"""Render the reference of the Python API from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ENTRY = re.compile(r"^([\w*]+): ", re.MULTILINE)
 
 
 def render() -> str:
-    """Return a section for each public module, with its functions and classes."""
+    """Return the sections of the public modules, with their functions and classes."""
     described: set[int] = set()
     return "\n\n".join(part for name in MODULES for part in _module(name, described))
 
 
 def _module(suffix: str, described: set[int]) -> Iterator[str]:
-    """Yield the parts of a module. A name that an earlier module has described is skipped."""
+    """Yield the parts of a module. Names that are already described are skipped."""
     module = import_module(f"langfuse_schema{suffix}")
     yield f"## {module.__name__}"
     names = getattr(module, "__all__", [suffix.removeprefix(".")])
@@ -46,7 +46,7 @@ def _module(suffix: str, described: set[int]) -> Iterator[str]:
 
 
 def _is_fixture(found: object) -> bool:
-    """Return whether pytest calls it. The guide to the plugin describes the fixtures."""
+    """Return whether the object is a fixture. Another page describes the fixtures."""
     return "pytest" in type(found).__module__ or hasattr(found, "_pytestfixturefunction")
 
 
@@ -57,7 +57,7 @@ def _described(name: str, found: object) -> Iterator[str]:
         values = ", ".join(f"`{member.name}`" for member in found)
         yield f"{inspect.getdoc(found)} Members: {values}."
         return
-    # The arguments of a protocol have no meaning.
+    # A caller never creates a protocol, so its arguments are left out.
     if not getattr(found, "_is_protocol", False):
         yield f"```text\n{_signature(name, found)}\n```"
     summary, *sections = _SECTION.split(inspect.getdoc(found) or "")
@@ -80,7 +80,7 @@ def _section(title: str, text: str) -> str:
 
 
 def _signature(name: str, found: object) -> str:
-    """Return the signature, with one argument a line if it is long."""
+    """Return the signature. A long signature has one argument per line."""
     signature = inspect.signature(found)  # type: ignore[arg-type] # a function or a class
     parts = [str(parameter) for parameter in signature.parameters.values()]
     kinds = [parameter.kind for parameter in signature.parameters.values()]

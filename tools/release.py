@@ -1,7 +1,7 @@
 """Freeze the revisions of a release: `make release`.
 
-Hashes of the revisions, their snapshots and the helpers that they call are written to
-alembic/frozen.txt. A test fails if one of them changes.
+alembic/frozen.txt contains the hashes of the revisions, of their snapshots, and of the helpers that
+they call. A test fails if one of them changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def current(root: Path) -> dict[str, str]:
-    """Return the hash of everything that a release freezes, by name.
+    """Return the hash of each file and helper that a release freezes, by name.
 
     Arguments:
         root: the folder of the checkout.
@@ -31,7 +31,7 @@ def current(root: Path) -> dict[str, str]:
 
 
 def _called(source: str) -> set[str]:
-    """Return the names of `operations` that a revision uses."""
+    """Return the helpers in `operations` that a revision uses."""
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
@@ -51,23 +51,23 @@ def _helpers(source: str) -> dict[str, str]:
 
 
 def _closure(called: set[str], helpers: dict[str, str]) -> list[str]:
-    """Add the helpers that the called ones use in turn."""
+    """Return the called helpers, and all helpers that they use."""
     reached: set[str] = set()
-    waiting = called & helpers.keys()
-    while waiting:
-        reached |= waiting
+    added = called & helpers.keys()
+    while added:
+        reached |= added
         used = {
             node.id
-            for name in waiting
+            for name in added
             for node in ast.walk(ast.parse(helpers[name]))
             if isinstance(node, ast.Name)
         }
-        waiting = (used & helpers.keys()) - reached
+        added = (used & helpers.keys()) - reached
     return sorted(reached)
 
 
 def frozen(root: Path) -> dict[str, str]:
-    """Read the hashes of the last release; empty before the first.
+    """Return the hashes of the last release. Before the first release, there are none.
 
     Arguments:
         root: the folder of the checkout.
@@ -78,7 +78,7 @@ def frozen(root: Path) -> dict[str, str]:
 
 
 def changed(root: Path) -> list[str]:
-    """Return the names that were released and have changed, or are gone, since.
+    """Return the released names that have changed or were deleted since.
 
     Arguments:
         root: the folder of the checkout.
@@ -91,7 +91,7 @@ def main(root: Path = ROOT) -> None:
     """Write the hashes, unless a released file or helper has changed."""
     differing = changed(root)
     if differing:
-        sys.exit("released, and changed since: " + ", ".join(differing))
+        sys.exit("changed since the release: " + ", ".join(differing))
     lines = [f"{digest}  {name}\n" for name, digest in current(root).items()]
     (root / "alembic" / "frozen.txt").write_text("".join(lines), encoding="utf-8")
 

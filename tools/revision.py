@@ -18,7 +18,7 @@ def next_id(head: str, today: date) -> str:
 
     Arguments:
         head: the newest revision.
-        today: the date of the new one.
+        today: the date of the new revision.
     """
     return str(max(int(f"{today:%Y%m%d}000001"), int(head) + 1))
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1 or not arguments[0].strip():
         sys.exit('usage: make revision MESSAGE="add a table"')
     config = Config(config_file())
-    revision = next_id(History.of(config).head, date.today())  # noqa: DTZ011 - the author's day
+    revision = next_id(History.of(config).head, date.today())  # noqa: DTZ011 - the local date of the author
     command.revision(config, arguments[0], rev_id=revision)
 
 

@@ -1,7 +1,7 @@
-"""Build the documentation site into build/site: make site.
+"""Build the documentation site into build/site: `make site`.
 
 The pages request nothing from other hosts. Mermaid, which draws the diagram of the schema, is part
-of the site. It comes from its npm package, so npm must be installed.
+of the site. It is copied from its npm package, so npm must be installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 MERMAID = "mermaid@12.3.0"
 
 _FILES = ("dist/mermaid.esm.min.mjs", "dist/chunks/mermaid.esm.min/")
-"""The module and its parts, which it loads when a diagram needs them."""
+"""The module, and the parts that it loads for a diagram."""
 
 _START_PAGE = '<!doctype html><meta http-equiv="refresh" content="0; url=docs/">\n'
 
@@ -35,7 +35,7 @@ def build(folder: Path) -> Path:
     """Build the site, and fail on any warning.
 
     Arguments:
-        folder: for the site and the intermediate files. An existing site is replaced.
+        folder: the folder of the site and the intermediate files. An existing site is replaced.
 
     Returns:
         The folder of the site.
