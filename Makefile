@@ -1,10 +1,10 @@
-# Everything that a person types. Python >= 3.10 with venv is all that must be there.
-# The Python of an existing environment is kept, unless you name another one.
+# The commands of the project. They need Python 3.10 or newer, with venv.
+# By default, an existing environment keeps its Python. To change it, set PYTHON.
 PYTHON ?= $(if $(shell .venv/bin/python -c 'print("works")' 2>/dev/null),.venv/bin/python,python3)
 BIN := .venv/bin
-# In a small terminal, psql would wait in a pager.
+# In a small terminal, psql would open a pager and wait for a key.
 export PSQL_PAGER := cat
-# In the plain C locale, Python could not start in an environment whose path is not ASCII.
+# In the C locale, Python cannot start in an environment whose path is not ASCII.
 ifneq ($(filter C POSIX,$(LC_ALL)),)
 export LC_ALL := C.UTF-8
 endif
@@ -17,17 +17,17 @@ demo: embedded
 	$(BIN)/alembic -x embedded=true current
 	$(BIN)/langfuse-schema dev psql -c '\dt public.*'
 
-## test: the fast tests; -rs lists the skipped ones with their reasons
+## test: run the fast tests, and list the skipped ones with their reasons
 test: dev
 	@echo "The fast tests take about 3 minutes on two idle cores."
 	$(BIN)/pytest -rs $(TESTS)
 
-## test-slow: the long proofs, and revisions and permissions once more on PostgreSQL 16
+## test-slow: run the slow tests, and the tests of revisions and permissions on PostgreSQL 16
 test-slow: dev docs
 	$(BIN)/pytest -m slow --durations=15
 	LANGFUSE_SCHEMA_TEST_POSTGRESQL=16 $(BIN)/pytest tests/revisions tests/access
 
-## check: lint, format, types and language
+## check: check lint, format, types and language
 check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +42,7 @@ generate: dev
 site: docs
 	$(BIN)/python -m tools.site
 
-## revision: create a revision, as in: make revision MESSAGE="add a table"
+## revision: create a revision, for example: make revision MESSAGE="add a table"
 revision: dev
 	$(BIN)/python -m tools.revision "$(MESSAGE)"
 
@@ -50,23 +50,23 @@ revision: dev
 release: dev
 	$(BIN)/python -m tools.release
 
-## matrix: the fast tests over Pythons, SQLAlchemys, Alembics and PostgreSQLs (pyproject.toml)
+## matrix: run the fast tests with all versions in pyproject.toml
 matrix: dev
 	$(BIN)/pip install --quiet --disable-pip-version-check 'tox>=4.25'
 	PATH="$$PATH$$(printf ':%s' "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin)" $(BIN)/tox
 
-## benchmark: what it costs and saves, beside a bare Alembic project and the plan's SQL
+## benchmark: compare with a bare Alembic project and the plan's SQL
 benchmark: dev
 	$(BIN)/python benchmarks/compare.py
 
-## clean: delete everything that this checkout left on the machine
+## clean: delete the embedded database and all created files of this checkout
 clean: python
 	@$(PYTHON) tools/clean.py
 
-# Each command checks the environment: a moved one, or one of another PYTHON, is created again.
+# Each command checks the environment, and recreates it if it was moved or PYTHON changed.
 dev embedded docs: python
 	@$(PYTHON) tools/environment.py $(if $(filter dev,$@),dev embedded,$@)
 
 python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
-	  "Python 3.10 or newer is needed. Name one: make PYTHON=python3.12 demo")'
+	  "Python 3.10 or newer is required. Set PYTHON, for example: make PYTHON=python3.12 demo")'

@@ -1,4 +1,4 @@
-"""Alembic's environment. The content is in langfuse_schema.migrations."""
+"""The Alembic environment. Its code is in langfuse_schema.migrations."""
 
 from alembic import context
 

@@ -11,8 +11,8 @@ Revises: ${down_revision | comma,n}
 """
 
 # Take all locks of a transaction first, with operations.lock_tables, the most used table last.
-# Close each new table with operations.set_table_access. Build each index on an existing table with
-# operations.create_index_online. If the revision is not one transaction, make each step
+# Set the access to each new table with operations.set_table_access. Build each index on an existing
+# table with operations.create_index_online. If the revision is not one transaction, make each step
 # idempotent, and define discard_partial_upgrade(). It drops the leftovers of an interrupted upgrade.
 
 from alembic import op

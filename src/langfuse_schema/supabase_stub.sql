@@ -1,5 +1,5 @@
--- A stand-in for the part of a Supabase database that the revisions use: roles, ownership, grants,
--- auth.users, auth.uid(), default privileges, and the three tables of the app.
+-- A stub of the part of a Supabase database that the revisions use. It has roles, ownership, grants,
+-- default privileges, auth.users, auth.uid(), and the three app tables.
 --
 -- Run it once for each database, as the superuser supabase_admin and in one transaction, on
 -- PostgreSQL 14 to 18. Roles belong to the whole cluster, so existing roles are kept unchanged.
@@ -12,9 +12,9 @@
 
 DO $$
 DECLARE
-  wanted record;
+  missing record;
 BEGIN
-  FOR wanted IN
+  FOR missing IN
     SELECT *
     FROM (VALUES
       -- Migrations run as postgres, which is not a superuser.
@@ -28,7 +28,7 @@ BEGIN
     ) AS roles (name, options)
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = roles.name)
   LOOP
-    EXECUTE format('CREATE ROLE %I %s', wanted.name, wanted.options);
+    EXECUTE format('CREATE ROLE %I %s', missing.name, missing.options);
   END LOOP;
 END
 $$;
@@ -45,7 +45,7 @@ END
 $$;
 GRANT pg_monitor, pg_read_all_data, pg_signal_backend TO postgres;
 GRANT anon, authenticated, service_role TO authenticator;
--- Supabase sets it for all roles, in the configuration of the server.
+-- Supabase sets this timeout for all roles in the configuration of the server.
 ALTER ROLE postgres SET statement_timeout = '2min';
 ALTER ROLE anon SET statement_timeout = '3s';
 ALTER ROLE authenticated SET statement_timeout = '8s';
@@ -77,13 +77,14 @@ ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public
 
 DO $$
 DECLARE
-  world text := coalesce(
+  default_privileges text := coalesce(
     nullif(current_setting('langfuse_schema.default_privileges', true), ''), 'restricted');
 BEGIN
-  IF world NOT IN ('legacy', 'restricted') THEN
-    RAISE EXCEPTION 'langfuse_schema.default_privileges is %, expected legacy or restricted', world;
+  IF default_privileges NOT IN ('legacy', 'restricted') THEN
+    RAISE EXCEPTION 'langfuse_schema.default_privileges is %, expected legacy or restricted',
+      default_privileges;
   END IF;
-  IF world = 'restricted' THEN
+  IF default_privileges = 'restricted' THEN
     -- Supabase revokes these privileges from all three roles, service_role included. The roles keep
     -- TRUNCATE, REFERENCES, TRIGGER and, since PostgreSQL 17, MAINTAIN.
     ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public
