@@ -1,7 +1,7 @@
 """Render the generated parts of the documentation.
 
-The sources are the revisions, their snapshots and their docstrings, the measured locks, the
-expected permissions of the tests, and the figures of the benchmarks in docs/figures.
+The sources are the revisions, their snapshots, and the measured locks. Permissions come from the
+tests, and figures from docs/figures, which the benchmarks write.
 """
 
 from __future__ import annotations
