@@ -86,7 +86,7 @@ def main() -> None:
     mpl.rcParams.update(STYLE)
     _draw(
         directory / "stall.svg",
-        "The longest that a writer waits while the schema is upgraded\n(lower is better)",
+        "Longest write during the upgrade of the schema\n(lower is better)",
         ("rows of each of the app's three tables", "longest write, ms"),
         _stalls(compared),
         f"8 writers, 200 inserts a second; medians of {_runs(compared)}. {_caption(compared)}",
@@ -96,7 +96,7 @@ def main() -> None:
         "All scores of a user with 20 traces, under row level security\n(lower is better)",
         ("rows of langfuse_traces and of langfuse_scores", "median, ms"),
         _own_scores(scaled),
-        f"By hand: filtered by the owner, to whom no policy applies. {_caption(scaled)}",
+        f"By hand: a query of the owner, to whom no policy applies. {_caption(scaled)}",
     )
 
 
