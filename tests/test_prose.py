@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 GOOD = "You run the command. It prints the result of your run. Then you read the next page."
 
 
-def exit_code(root: Path, readme: str, source: str = "") -> int:
-    """Return the exit code for a project with this README, and this comment in its source."""
-    (root / "src").mkdir()
-    (root / "src" / "module.py").write_text(f"# {source}\n", encoding="utf-8")
+def exit_code(root: Path, readme: str, comment: str = "", folder: str = "src") -> int:
+    """Return the exit code for a project with this README, and this comment in a folder."""
+    (root / folder).mkdir()
+    (root / folder / "module.py").write_text(f"# {comment}\n", encoding="utf-8")
     (root / "README.md").write_text(readme, encoding="utf-8")
     return prose.main(root)
 
@@ -39,15 +39,15 @@ def test_page_within_limits_exits_0(tmp_path: Path) -> None:
         "These are our tables.",
     ],
 )
-@pytest.mark.parametrize("place", ["page", "source"])
+@pytest.mark.parametrize("place", ["page", "src", "tests"])
 def test_expression_over_limit_exits_1_and_is_quoted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], expression: str, place: str
 ) -> None:
-    texts = (f"{GOOD} {expression}", "") if place == "page" else (GOOD, expression)
+    texts = (f"{GOOD} {expression}",) if place == "page" else (GOOD, expression, place)
     assert exit_code(tmp_path, *texts) == 1
     quoted = [line for line in capsys.readouterr().out.splitlines() if expression[:-1] in line]
     assert len(quoted) == 1
-    assert quoted[0].startswith("  README.md: …" if place == "page" else "  src/module.py: …")
+    assert quoted[0].startswith("  README.md: …" if place == "page" else f"  {place}/module.py: …")
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_japanese_and_generated_pages_are_skipped(tmp_path: Path) -> None:
 def test_readme_contributing_and_security_are_within_limits() -> None:
     pages = {name: text for name, text in prose.pages_of(CHECKOUT).items() if "/" not in name}
     assert len(pages) == 3
-    assert prose.problems(CHECKOUT, pages, {}) == []
+    assert prose.problems(CHECKOUT, pages) == []

@@ -26,7 +26,7 @@ from langfuse_schema import (
     metadata,
     migrations,
 )
-from langfuse_schema.tables import NOT_OURS
+from langfuse_schema.tables import EXTERNAL
 from tests.helpers.databases import AOI, Database
 from tests.helpers.models import declare_linked_classes
 
@@ -67,7 +67,7 @@ class TestCopyTables:
         target = sa.MetaData()
         copied = copy_tables(target)
         assert set(copied) == set(target.tables) == set(metadata.tables)
-        assert target.tables["auth.users"].info == NOT_OURS
+        assert target.tables["auth.users"].info == EXTERNAL
 
     def test_copy_tables_keeps_users_table_of_app(self) -> None:
         target = sa.MetaData()

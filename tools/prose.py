@@ -1,8 +1,8 @@
 """Compare the language of the project with its limits: `python -m tools.prose`.
 
 The pages are README, CONTRIBUTING, SECURITY and docs, without code, tables and headings. The source
-is the comments, docstrings and messages of `src` and `alembic`. Pages that are generated from
-docstrings, and pages in Japanese, are left out.
+is the comments, docstrings and messages of `src` and `alembic`. The other code is tests, tools,
+benchmarks and examples. Generated pages, and pages in Japanese, are left out.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 Texts = dict[str, str]
 """The prose of each file, by its path."""
 
 ROOT_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 GENERATED = "revisions.md"
+SOURCE = ("src", "alembic")
+OTHER_CODE = ("tests", "tools", "benchmarks", "examples")
+QUOTING = ("prose.py", "test_prose.py")
+"""The files that contain the expressions themselves."""
 MOST_README_LINES = 130
 MOST_PERCENT_WITH_COLON = 23
 FEWEST_YOU = 8
@@ -112,10 +116,14 @@ def pages_of(root: Path) -> Texts:
     }
 
 
-def source_of(root: Path) -> Texts:
-    """Read the source of a project."""
-    files = [path for part in ("src", "alembic") for path in sorted((root / part).rglob("*.py"))]
-    return {str(path.relative_to(root)): source_text(path) for path in files}
+def code_of(root: Path, folders: Sequence[str]) -> Texts:
+    """Read the Python files of a project in these folders."""
+    files = (path for folder in folders for path in sorted((root / folder).rglob("*.py")))
+    return {
+        str(path.relative_to(root)): source_text(path)
+        for path in files
+        if path.name not in QUOTING and "node_modules" not in path.parts
+    }
 
 
 def percent_with_colon(pages: Texts) -> float:
@@ -127,25 +135,27 @@ def percent_with_colon(pages: Texts) -> float:
     return 100 * found / len(sentences) if sentences else 0.0
 
 
-def exceeded(rule: Rule, pages: Texts, source: Texts) -> list[str]:
-    """Return the expressions of a rule, if the pages or the source exceed its limit."""
-    found = rule.quotations(pages) if rule.rate(pages) > rule.most else []
-    return found + (rule.quotations(source) if rule.rate(source) > 2 * rule.most else [])
+def exceeded(rule: Rule, pages: Texts, *code: Texts) -> list[str]:
+    """Return the expressions of a rule from the pages and the code that exceed its limit."""
+    limits = [(pages, rule.most), *((one, 2 * rule.most) for one in code)]
+    over = (texts for texts, most in limits if rule.rate(texts) > most)
+    return [quotation for texts in over for quotation in rule.quotations(texts)]
 
 
-def figures(pages: Texts, source: Texts) -> Mapping[str, str]:
+def figures(pages: Texts, *code: Texts) -> Mapping[str, str]:
     """Return all figures, by name."""
     rates = {
-        rule.name: f"{rule.rate(pages):.1f} / {rule.rate(source):.1f}" for rule in (*RULES, YOU)
+        rule.name: " / ".join(f"{rule.rate(texts):.1f}" for texts in (pages, *code))
+        for rule in (*RULES, YOU)
     }
     return rates | {"sentences with : or ;": f"{percent_with_colon(pages):.0f} %"}
 
 
-def problems(root: Path, pages: Texts, source: Texts) -> list[str]:
+def problems(root: Path, pages: Texts, *code: Texts) -> list[str]:
     """Return a line for each limit that is not met, followed by the expressions."""
     found = []
     for rule in RULES:
-        quotations = exceeded(rule, pages, source)
+        quotations = exceeded(rule, pages, *code)
         if quotations:
             found.append(f"{rule.name}: more than {rule.most} in 1,000 words")
             found += [f"  {quotation}" for quotation in quotations]
@@ -161,11 +171,11 @@ def problems(root: Path, pages: Texts, source: Texts) -> list[str]:
 
 def main(root: Path) -> int:
     """Print the figures and the exceeded limits, and return the exit code."""
-    pages, source = pages_of(root), source_of(root)
-    print("In 1,000 words of the pages / the source:")
-    for name, figure in figures(pages, source).items():
+    texts = pages_of(root), code_of(root, SOURCE), code_of(root, OTHER_CODE)
+    print("In 1,000 words of the pages / the source / the other code:")
+    for name, figure in figures(*texts).items():
         print(f"  {name}: {figure}")
-    found = problems(root, pages, source)
+    found = problems(root, *texts)
     print("\n".join(found) if found else "The language is within its limits.")
     return 1 if found else 0
 

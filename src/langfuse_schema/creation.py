@@ -110,7 +110,7 @@ def _protect_created_table(table: Any, connection: Connection, **_: Any) -> None
 
 
 for _table in tables.metadata.tables.values():
-    if _table.info != tables.NOT_OURS:
+    if _table.info != tables.EXTERNAL:
         # With propagate, the copies of `copy_tables` have the listener too.
         event.listen(_table, "before_create", _check_schema, propagate=True)
         event.listen(_table, "after_create", _protect_created_table, propagate=True)

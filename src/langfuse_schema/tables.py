@@ -46,7 +46,7 @@ LINK_COLUMN = "langfuse_trace_id"
 _LINKED = "langfuse_schema_linked"
 """`Column.info` of a link column that has added its foreign key and index."""
 
-NOT_OURS = {"langfuse_schema": "external"}
+EXTERNAL = {"langfuse_schema": "external"}
 """`Table.info` of a table that belongs to Supabase or the app. Foreign keys refer to it."""
 
 
@@ -99,7 +99,7 @@ metadata = MetaData(
 """The four Langfuse tables, and a stub of `auth.users` for their foreign keys."""
 
 auth_users = Table("users", metadata, Column("id", Uuid, primary_key=True), schema="auth")
-auth_users.info.update(NOT_OURS)
+auth_users.info.update(EXTERNAL)
 
 
 def _random_id() -> Column[UUID]:
@@ -295,5 +295,5 @@ def declared_metadata() -> MetaData:
     declared = MetaData()
     copy_tables(declared)
     for name in APP_TABLES:
-        Table(name, declared, langfuse_trace_id_column(), info=NOT_OURS)
+        Table(name, declared, langfuse_trace_id_column(), info=EXTERNAL)
     return declared

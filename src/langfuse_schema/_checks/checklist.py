@@ -125,17 +125,15 @@ class Checklist:
         complete: bool = True,
     ) -> dict[str, Any]:
         """Return a line with the number of correct parts, and of all of them."""
-        wanted = [(name, part) for name, table in self.expected.items() for part in parts(table)]
-        if not wanted:
+        expected = [(name, part) for name, table in self.expected.items() for part in parts(table)]
+        if not expected:
             return {"check": title, "ok": None, "found": "the revision has none"}
-        correct = sum(n in self.found and part in self.found[n].parts() for n, part in wanted)
-        noun, nouns = (
-            _NOUNS.get(type(wanted[0][1]).__name__, ("part", "parts")) if wanted else ("", "")
-        )
+        correct = sum(n in self.found and part in self.found[n].parts() for n, part in expected)
+        noun, nouns = _NOUNS.get(type(expected[0][1]).__name__, ("part", "parts"))
         if concerns is _is_foreign_key:
             noun, nouns = "foreign key", "foreign keys"
-        shown = _of(correct, len(wanted), noun, nouns) + more
-        return self._line(title, concerns, shown, complete and correct == len(wanted))
+        shown = _of(correct, len(expected), noun, nouns) + more
+        return self._line(title, concerns, shown, complete and correct == len(expected))
 
     def _grants(self) -> str:
         tables = self._existing()

@@ -157,7 +157,7 @@ class _Comparison:
         return _Position(only, self._finding(f"langfuse-schema {command} {target}"), first=False)
 
     def _unrecorded(self, equal: str | None) -> _Position:
-        """The position of tables without a recorded revision."""
+        """Return the position of tables without a recorded revision."""
         target = self._target
         nearest = conflicts.nearest_revision(self._database.tables, self._history)
         adopted = equal if equal or not nearest else nearest[0]
