@@ -39,7 +39,9 @@ HEAD = migrations.revisions()[-1]
 MAX_NAME_COLUMNS = 24
 """The width for the names of an argument. The description of longer names is on the next line."""
 
-both_command_lines = pytest.mark.parametrize("command", [alembic, langfuse_schema])
+both_command_lines = pytest.mark.parametrize(
+    "command", [pytest.param(alembic, marks=pytest.mark.slow), langfuse_schema]
+)
 
 
 @pytest.mark.slow
@@ -212,9 +214,10 @@ class TestCommandLine:
         "command",
         [
             ("upgrade", ""),
-            ("downgrade", ""),
-            ("stamp", ""),
-            ("show", ""),
+            *(
+                pytest.param(command, marks=pytest.mark.slow)
+                for command in (("downgrade", ""), ("stamp", ""), ("show", ""))
+            ),
             ("verify", "--revision", ""),
             ("export", "directory", "--after", ""),
         ],

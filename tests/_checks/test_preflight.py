@@ -46,7 +46,14 @@ def codes(database: Database, *options: str) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("revision", ["base", CORE, LINKS, POLICIES, "head"])
+@pytest.mark.parametrize(
+    "revision",
+    [
+        "base",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (CORE, LINKS, POLICIES)),
+        "head",
+    ],
+)
 def test_preflight_of_healthy_database_has_no_findings(any_world: Database, revision: str) -> None:
     if revision != "base":
         migrations.upgrade(any_world.url, revision)

@@ -402,8 +402,8 @@ class TestExistingTables:
         "type_definition",
         [
             "TYPE rate_limit_logs AS ENUM ('a')",
-            "TYPE rate_limit_logs AS (a int)",
-            "DOMAIN rate_limit_logs AS text",
+            pytest.param("TYPE rate_limit_logs AS (a int)", marks=pytest.mark.slow),
+            pytest.param("DOMAIN rate_limit_logs AS text", marks=pytest.mark.slow),
         ],
     )
     def test_type_with_name_of_langfuse_table_conflicts_until_renamed(

@@ -86,7 +86,9 @@ def assert_short_waits(
     assert ended <= END_SECONDS or not held_tables
 
 
-@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
+@pytest.mark.parametrize(
+    "direction", ["upgrade", pytest.param("downgrade", marks=pytest.mark.slow)]
+)
 def test_other_sessions_wait_at_most_one_lock_timeout(
     database: Database, direction: str, project: Project
 ) -> None:

@@ -82,12 +82,14 @@ def follow(database: Database, findings: Iterable[Finding], *, sql_first: bool) 
     "revision",
     [
         pytest.param(CORE, marks=pytest.mark.slow),
-        POLICIES,
+        pytest.param(POLICIES, marks=pytest.mark.slow),
         pytest.param(HARDENED, marks=pytest.mark.slow),
         REVISIONS[-1],
     ],
 )
-@pytest.mark.parametrize("reporter", ["upgrade", "preflight", "verify"])
+@pytest.mark.parametrize(
+    "reporter", [pytest.param("upgrade", marks=pytest.mark.slow), "preflight", "verify"]
+)
 def test_fixes_after_restore_complete_schema_and_deny_anon_access(
     legacy_database: Database, second_database: Database, psql: str, revision: str, reporter: str
 ) -> None:

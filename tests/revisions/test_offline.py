@@ -59,7 +59,13 @@ def test_upgrade_script_runs_after_downgrade_to_base(database: Database, psql: s
     assert verify(database.url) == []
 
 
-@pytest.mark.parametrize("position", range(len(REVISIONS)))
+@pytest.mark.parametrize(
+    "position",
+    [
+        *(pytest.param(number, marks=pytest.mark.slow) for number in range(len(REVISIONS) - 1)),
+        len(REVISIONS) - 1,
+    ],
+)
 def test_script_of_one_revision_equals_online_run_in_both_directions(
     database: Database, psql: str, position: int
 ) -> None:

@@ -25,7 +25,9 @@ def without_version_table(found: Catalog) -> Catalog:
     return replace(found, tables=tables, schemas=schemas)
 
 
-@pytest.mark.parametrize("with_rows", [False, True], ids=["empty", "with rows"])
+@pytest.mark.parametrize(
+    "with_rows", [pytest.param(False, marks=pytest.mark.slow), True], ids=["empty", "with rows"]
+)
 def test_each_revision_upgrades_downgrades_and_upgrades_again(
     any_world: Database, with_rows: bool
 ) -> None:
