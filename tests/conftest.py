@@ -18,7 +18,8 @@ from sqlalchemy.engine import URL, make_url
 from langfuse_schema import embedded
 from langfuse_schema.embedded import binaries, folders
 from tests.helpers import projects
-from tests.helpers.databases import SUPERUSER, Database
+from tests.helpers.databases import CHECKOUT, FAST_SETTINGS, SUPERUSER, Database, run
+from tests.helpers.folders import server_folder
 from tests.helpers.npm import clients, start_postgresql  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
@@ -36,11 +37,6 @@ collect_ignore = [] if sys.version_info >= (3, 11) else _CLIENT_EXAMPLES
 
 PASSWORD_ROLE = "with_password"
 """The only role that must give a password to the server of the tests."""
-
-_SCRATCH_BYTES = 1 << 30
-"""The free bytes that a cluster with its clones needs. /dev/shm often has 64 MB in containers."""
-
-_FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -93,12 +89,8 @@ def _no_database_variables() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
     """Yield a folder that the account of the server can enter, in memory if there is space."""
-    shm = Path("/dev/shm")
-    parent = shm if shm.is_dir() and shutil.disk_usage(shm).free > _SCRATCH_BYTES else None
-    folder = Path(tempfile.mkdtemp(prefix="langfuse-schema-", dir=parent))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    with server_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +107,7 @@ def server(scratch: Path) -> Iterator[TestServer]:
     with start_postgresql(
         POSTGRESQL,
         scratch / "server",
-        _FAST_SETTINGS,
+        FAST_SETTINGS,
         host_based_authentication=[f"local all {PASSWORD_ROLE} scram-sha-256"],
     ) as started:
         yield TestServer(started.host, started.port, client_programs(started))
@@ -272,7 +264,7 @@ class OwnServer:
         self._server.close()
 
 
-_VERBOSE_LOG = _FAST_SETTINGS | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
+_VERBOSE_LOG = FAST_SETTINGS | {"log_statement": "ddl", "deadlock_timeout": "100ms"}
 
 
 @pytest.fixture
@@ -283,3 +275,16 @@ def own_server(scratch: Path) -> Iterator[OwnServer]:
     server = OwnServer(folder / "server")
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel, and return its file."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        f"--wheel-dir={folder}", str(CHECKOUT),
+    )  # fmt: skip
+    assert built.code == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path

@@ -159,7 +159,7 @@ class App:
     """The folder of an app with Alembic, the installed wheel, and a database."""
 
     folder: Path
-    wheel: Path
+    site_packages: Path
     database: Database
 
     def python(self, *arguments: str) -> Outcome:
@@ -169,7 +169,7 @@ class App:
             cwd=self.folder,
             DATABASE_URL=self.database.text,
             # PYTHONPATH has precedence over the editable install of this checkout.
-            PYTHONPATH=f"{self.wheel}:{self.folder}",
+            PYTHONPATH=f"{self.site_packages}:{self.folder}",
         )
 
     def alembic(self, *arguments: str) -> None:
@@ -191,16 +191,12 @@ class App:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel, install it with pip into a folder, and return the folder."""
-    folder = tmp_path_factory.mktemp("wheel")
+def site_packages(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel with pip into a folder, and return the folder."""
+    folder = tmp_path_factory.mktemp("site-packages")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(CHECKOUT)]
-    subprocess.run(build, check=True)
-    (built,) = folder.glob("*.whl")
-    target = folder / "site-packages"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(built)], check=True)
-    return target
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder), str(wheel)], check=True)
+    return folder
 
 
 def documented_program(page: str) -> str:
@@ -210,12 +206,12 @@ def documented_program(page: str) -> str:
 
 
 @pytest.fixture
-def empty_app(database: Database, tmp_path: Path, wheel: Path) -> App:
+def empty_app(database: Database, tmp_path: Path, site_packages: Path) -> App:
     """Return an app with classes and no revision, on a database without tables of the app."""
     database.execute(
         "DROP TABLE public.ai_coach_messages, public.encouragement_messages, public.reflections"
     )
-    app = App(tmp_path, wheel, database)
+    app = App(tmp_path, site_packages, database)
     app.alembic("init", "migrations")
     env = tmp_path / "migrations" / "env.py"
     # The page lists the lines that an app adds to the env.py of `alembic init`.
@@ -246,7 +242,7 @@ def app(empty_app: App) -> App:
 
 def test_app_imports_package_from_wheel(app: App) -> None:
     outcome = app.python("-c", "import langfuse_schema; print(langfuse_schema.__file__)")
-    assert outcome.stdout.strip() == str(app.wheel / "langfuse_schema" / "__init__.py")
+    assert outcome.stdout.strip() == str(app.site_packages / "langfuse_schema" / "__init__.py")
 
 
 def test_app_and_package_upgrade_and_downgrade_in_one_deploy_step(app: App) -> None:

@@ -8,7 +8,7 @@ import pytest
 from alembic.util import CommandError
 
 from tests.helpers import projects
-from tests.helpers.databases import SUPERUSER, Database, run
+from tests.helpers.databases import SUPERUSER, Database, run_script
 from tests.helpers.projects import PLAIN_CALL, RUNNER_CALL, Project
 
 if TYPE_CHECKING:
@@ -179,9 +179,3 @@ def test_script_of_helpers_runs_twice(database: Database, tmp_path: Path, psql: 
     assert index(database, "By Id") == built
     run_script(psql, database, down)
     assert index(database, "By Id") is None
-
-
-def run_script(psql: str, database: Database, script: str) -> None:
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    outcome = run(psql, url, "-qX", "-v", "ON_ERROR_STOP=1", stdin=script)
-    assert (outcome.code, outcome.stdout) == (0, ""), outcome.stderr

@@ -34,18 +34,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    built = run(
-        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        f"--wheel-dir={folder}", str(CHECKOUT),
-    )  # fmt: skip
-    assert built.code == 0, built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
 def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program folder of an environment with only the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("environment") / "with space"

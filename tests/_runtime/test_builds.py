@@ -54,9 +54,9 @@ def index_oid(database: Database) -> int:
     return int(database.execute(f"SELECT '{INDEX}'::regclass::oid")[0][0])
 
 
-def invalidate(database: Database, index: str = INDEX) -> None:
+def invalidate(database: Database) -> None:
     database.execute(
-        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{index}'::regclass", SUPERUSER
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass", SUPERUSER
     )
 
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-APP_TABLES = ("ai_coach_messages", "encouragement_messages", "reflections")
-
 
 @pytest.fixture
 def shared(shared_parent: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +27,7 @@ from langfuse_schema._postgres.findings import CANNOT_RUN, SchemaError, exit_cod
 from langfuse_schema.embedded import EmbeddedError, binaries, folders
 from tests.helpers.databases import run
 from tests.helpers.fixes import commands, follows
+from tests.helpers.folders import server_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from langfuse_schema._postgres.findings import Finding
 
 DEADLINE = 30.0
-SCRATCH_BYTES = 1 << 30  # a cluster has 40 MB, and /dev/shm often has 64 MB in containers
 FAST = {"fsync": "off"}
 ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not ROOT, reason="needs root")
@@ -75,12 +74,8 @@ dev.run(Path(sys.argv[1]), lambda line: print(line, flush=True))
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """Yield a folder that `nobody` can enter, unlike tmp_path, whose parent is closed."""
-    memory = Path("/dev/shm")
-    has_space = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
-    path = Path(tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if has_space else None))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with server_folder() as path:
+        yield path
 
 
 @pytest.fixture

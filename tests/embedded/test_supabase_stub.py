@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,13 +11,13 @@ from sqlalchemy.exc import DataError, ProgrammingError
 
 from langfuse_schema import embedded
 from langfuse_schema.embedded import EmbeddedError
+from tests.helpers.folders import server_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import URL
 
-SCRATCH_BYTES = 1 << 30  # a cluster has 40 MB, and /dev/shm often has 64 MB in containers
 AOI = "a0000000-0000-4000-8000-000000000001"
 API_ROLES = ["anon", "authenticated", "service_role"]
 APP_TABLES = ["ai_coach_messages", "encouragement_messages", "reflections"]
@@ -28,17 +25,13 @@ APP_TABLES = ["ai_coach_messages", "encouragement_messages", "reflections"]
 
 @pytest.fixture(scope="module", params=[18, 16])
 def server(request: pytest.FixtureRequest) -> Iterator[embedded.Server]:
-    memory = Path("/dev/shm")
-    has_space = memory.is_dir() and shutil.disk_usage(memory).free > SCRATCH_BYTES
-    folder = Path(
-        tempfile.mkdtemp(prefix="langfuse-schema-test-", dir=memory if has_space else None)
-    )
-    folder.chmod(0o755)
-    with embedded.start(
-        folder / "state", version=request.param, settings={"fsync": "off"}
-    ) as started:
+    with (
+        server_folder() as folder,
+        embedded.start(
+            folder / "state", version=request.param, settings={"fsync": "off"}
+        ) as started,
+    ):
         yield started
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,9 @@ MIO = "a0000000-0000-4000-8000-000000000003"
 
 SUPERUSER = "supabase_admin"
 
+FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""Settings of a server whose data need not survive a crash of the machine."""
+
 HISTORY = History.of(Config(config_file()))
 REVISIONS = HISTORY.revisions
 PLAN_REVISIONS = HISTORY.plan
@@ -196,6 +199,13 @@ def langfuse_schema(database: Database | None, *arguments: str, **variables: str
     if database is not None:
         variables["DATABASE_URL"] = database.text
     return run(sys.executable, "-m", "langfuse_schema", *arguments, **variables)
+
+
+def run_script(psql: str, database: Database, script: str) -> None:
+    """Run a script with psql, which stops at the first error."""
+    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    outcome = run(psql, url, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", stdin=script)
+    assert outcome.code == 0, outcome.stderr
 
 
 def plan_sql(*revisions: str) -> str:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.helpers.databases import HEAD, HISTORY
+from tests.helpers.databases import HEAD, HISTORY, SUPERUSER
 from tests.helpers.databases import LINKS as LINKS_REVISION
-
-SUPERUSER = "supabase_admin"
 
 TRACES, SCORES = "public.langfuse_traces", "public.langfuse_scores"
 RUNS, LIMITS = "public.langfuse_batch_runs", "public.rate_limit_logs"

@@ -14,24 +14,8 @@ from tests.helpers.databases import (
     REVISIONS,
     Database,
     alembic,
-    run,
+    run_script,
 )
-
-
-def run_script(psql: str, database: Database, script: str) -> None:
-    outcome = run(
-        psql,
-        "--no-psqlrc",
-        "--set=ON_ERROR_STOP=1",
-        "--quiet",
-        f"--host={database.url.query['host']}",
-        f"--port={database.url.query['port']}",
-        "--username=postgres",
-        f"--dbname={database.url.database}",
-        stdin=script,
-    )
-    assert outcome.code == 0, outcome.stderr
-    assert "ERROR" not in outcome.stderr
 
 
 def sql_script(*arguments: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from langfuse_schema import embedded, migrations
 from langfuse_schema.embedded import folders
 from langfuse_schema.verify import verify
-from tests.helpers.databases import PLAN_REVISIONS, POLICIES, Database, plan_sql
+from tests.helpers.databases import FAST_SETTINGS, PLAN_REVISIONS, POLICIES, Database, plan_sql
 from tests.helpers.mutations import SUPERUSER
 from tests.helpers.npm import start_postgresql
 from tests.verify.test_mutations import try_every_mutation
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.slow
-
-UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
 
 PLAIN = """
     CREATE SCHEMA auth;
@@ -61,7 +59,7 @@ def supabase_database(server: embedded.Server, name: str, world: embedded.World)
 def test_verify_reports_exactly_the_mutations_on_each_postgresql_version(
     folder: Path, version: int, record_property: Callable[[str, object], None]
 ) -> None:
-    with start_postgresql(version, folder / "server", UNSAFE_AND_FAST) as server:
+    with start_postgresql(version, folder / "server", FAST_SETTINGS) as server:
         plain = new_database(server, "plain").as_user(SUPERUSER)
         Database(plain).execute(PLAIN, SUPERUSER)
         migrations.upgrade(plain)
@@ -83,7 +81,7 @@ def test_verify_reports_exactly_the_mutations_on_each_postgresql_version(
 
 def test_verify_on_standby_reports_index_dropped_on_primary(folder: Path) -> None:
     primary_folder, standby_folder = folder / "primary", folder / "standby"
-    with embedded.start(primary_folder, settings=UNSAFE_AND_FAST) as primary:
+    with embedded.start(primary_folder, settings=FAST_SETTINGS) as primary:
         embedded.prepare(primary.url())
         migrations.upgrade(primary.url())
         copy_server(primary, standby_folder)
