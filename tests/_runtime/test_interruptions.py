@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 DIRECTIONS = {"upgrade": ("base", "head"), "downgrade": ("head", "base")}
 
 PACKAGE = Project()
-BUILDS = 6
 
 EXIT_SECONDS = 1.0
 STALLED_STATEMENT = 25  # the message with the first revision
@@ -131,7 +130,9 @@ def test_next_run_repairs_database_after_kill_in_each_revision(
     """This test kills a run once in each revision and in each build."""
     expected = expected_catalogs(database, project)
     points = commits_and_builds(statements_of(database, "upgrade", project))
-    assert len(points) >= len(REVISIONS) + BUILDS
+    builds = sum("CREATE INDEX CONCURRENTLY" in statement for _, statement in points)
+    assert builds > 0
+    assert len(points) == len(REVISIONS) + builds
     for number, statement in points:
         assert kill_at("upgrade", database, "head", number, before=False, project=project)
         migrate(database, "head", project)
