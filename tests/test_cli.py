@@ -228,6 +228,12 @@ class TestCommandLine:
         assert "the revision is empty" in outcome.stderr
         assert "Traceback" not in outcome.stderr
 
+    def test_empty_directory_exits_2_and_writes_nothing(self, tmp_path: Path) -> None:
+        outcome = run(sys.executable, "-m", "langfuse_schema", "export", "", cwd=tmp_path)
+        assert outcome.code == 2
+        assert "the directory is empty; name one, such as supabase/migrations" in outcome.stderr
+        assert list(tmp_path.iterdir()) == []
+
     def test_version_option_prints_package_version(self) -> None:
         assert (
             langfuse_schema(None, "--version").stdout

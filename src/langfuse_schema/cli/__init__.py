@@ -64,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [vars(options).get(name) for name in ("revision", "revisions", "rev", "after")]
     if "" in given or [""] in given:
         options.parser.error("the revision is empty; name one, such as head")
+    if vars(options).get("directory") == "":
+        options.parser.error("the directory is empty; name one, such as supabase/migrations")
     if str(vars(options).get("rev_range")).count(":") > 1:
         options.parser.error("the range has more than two revisions; write it as FROM:TO")
     sys.exit(_run(Config(config_file(), cmd_opts=options), options))
