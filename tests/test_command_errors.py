@@ -8,8 +8,16 @@ from functools import partial
 import pytest
 
 from langfuse_schema import migrations
+from langfuse_schema.migrations import SchemaError
 from langfuse_schema.verify import verify
-from tests.helpers.databases import REVISIONS, Database, langfuse_schema
+from tests.helpers.databases import (
+    CORE,
+    LINKS,
+    REVISIONS,
+    Database,
+    insert_example_rows,
+    langfuse_schema,
+)
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
@@ -20,6 +28,9 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         ("upgrade nosuch", "Can't locate revision identified by 'nosuch'"),
         slow("show nosuch", "Can't locate revision identified by 'nosuch'"),
         slow("verify --revision nosuch", "Can't locate revision identified by 'nosuch'"),
+        ("upgrade head+1", "Alembic cannot resolve the revision or the range"),
+        slow("upgrade head: --sql", "Alembic cannot resolve the revision or the range"),
+        slow("downgrade head:base:x --sql", "Alembic cannot resolve the revision or the range"),
         slow("downgrade -9", "Relative revision -9 didn't produce 9 migrations"),
         slow("downgrade base --sql", "downgrade with --sql requires <fromrev>:<torev>"),
     ],
@@ -75,15 +86,43 @@ def test_check_lists_each_difference_in_words(database: Database) -> None:
         assert line in outcome.stderr
 
 
-@pytest.mark.slow
-def test_downgrade_without_a_table_names_verify_which_repairs_it(database: Database) -> None:
+@pytest.mark.parametrize("recorded", [CORE, LINKS])
+def test_downgrade_of_tables_at_later_revision_is_refused_and_keeps_rows(
+    database: Database, recorded: str
+) -> None:
+    migrations.upgrade(database.url)
+    insert_example_rows(database)
+    before = database.catalog()
+    migrations.stamp(database.url, recorded)
+    with pytest.raises(SchemaError) as refused:
+        migrations.downgrade(database.url, "-1")
+    (finding,) = refused.value.findings
+    assert finding.code == "revision-behind"
+    assert finding.found == f"revision {recorded}, while the tables are at {REVISIONS[-1]}"
+    assert database.catalog() == before
+    assert database.execute("SELECT count(*) > 0 FROM langfuse_traces") == [(True,)]
+
+
+def test_downgrade_without_a_table_is_refused_like_upgrade(database: Database) -> None:
     migrations.upgrade(database.url)
     database.execute("DROP TABLE rate_limit_logs")
-    outcome = langfuse_schema(database, "downgrade", "base")
-    assert outcome.code == 1
-    assert "error[server-refused 42P01]" in outcome.stderr
-    assert "A table is missing. Create it again with the SQL that" in outcome.stderr
+    for run in (migrations.upgrade, partial(migrations.downgrade, revision="-1")):
+        with pytest.raises(SchemaError) as refused:
+            run(database.url)
+        assert [one.code for one in refused.value.findings] == ["revision-without-tables"]
     missing = next(one for one in verify(database.url) if one.code == "table-missing")
-    for statement in missing.fix:
-        database.execute(statement)
-    assert langfuse_schema(database, "downgrade", "base").code == 0
+    database.execute("\n".join(missing.fix))
+    migrations.downgrade(database.url, "base")
+
+
+def test_missing_table_is_created_closed_by_its_fix(legacy_database: Database) -> None:
+    migrations.upgrade(legacy_database.url)
+    legacy_database.execute("DROP TABLE langfuse_batch_runs")
+    missing = next(one for one in verify(legacy_database.url) if one.code == "table-missing")
+    begin, create, *_ = missing.fix
+    assert (begin, create.split(" (")[0]) == ("BEGIN;", "CREATE TABLE public.langfuse_batch_runs")
+    closed = missing.fix[: missing.fix.index("COMMIT;") + 1]
+    legacy_database.execute("\n".join(closed))
+    for role in ("anon", "authenticated"):
+        query = f"SELECT has_table_privilege('{role}', 'langfuse_batch_runs', 'SELECT, INSERT')"
+        assert legacy_database.execute(query) == [(False,)]

@@ -228,6 +228,7 @@ DATABASE_CASES = (
         "verify",
         user="postgres",
     ),
+    Case("uid-function-missing", "DROP FUNCTION auth.uid() CASCADE", HEAD, "verify"),
     Case("not-migrated", "SELECT 1", None, "verify"),
     Case("revision-behind", "SELECT 1", CORE, "verify"),
     Case("revision-ahead", "SELECT 1", HEAD, "verify", target=POLICIES),

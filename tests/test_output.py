@@ -47,13 +47,22 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", ["history", pytest.param("--help", marks=pytest.mark.slow)])
-def test_full_output_device_is_reported_once_with_exit_code_2(arguments: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_output_device_is_reported_once_with_exit_code_2(
+    arguments: str, unbuffered: str
+) -> None:
     if not FULL_DEVICE.exists():
         pytest.skip("this system has no /dev/full")
-    ended = shell(f"PYTHONUNBUFFERED= $0 {arguments} > {FULL_DEVICE}")
+    ended = shell(f"PYTHONUNBUFFERED={unbuffered} $0 {arguments} > {FULL_DEVICE}")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error[output-failed]: could not write the output\n")
     assert ended.stderr.count("No space left on device") == 1
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_closes_output_is_reported_by_exit_code_141(unbuffered: str) -> None:
+    ended = shell(f"{{ PYTHONUNBUFFERED={unbuffered} $0 history; echo $? >&2; }} | exec true")
+    assert ended.stderr == "141\n"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # The output is not all ASCII, and some terminals encode ASCII only.
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Alembic ignores an error of a write. With PYTHONUNBUFFERED, no flush would raise it.
+        sys.stdout.reconfigure(write_through=False)
     try:
         # Imports leave no garbage, and its collection takes a tenth of the time of a start.
         gc.disable()

@@ -65,6 +65,17 @@ class Access:
         yield from self._memberships()
         yield from self._ways()
 
+    def missing_function(self, expected: Tables) -> Iterator[Finding]:
+        """Yield that `auth.uid()` does not exist, if the policies of a schema call it."""
+        if self.values["uid"] is None and any(table.policies for table in expected.values()):
+            yield finding(
+                "uid-function-missing",
+                uid_function.NAME,
+                found="no such function with the result uuid",
+                advice="As the owner of the schema auth, or as a superuser, run:",
+                fix=(uid_function.REPAIR,),
+            )
+
     def _schema(self, needing: Iterable[str]) -> Iterator[Finding]:
         roles = [role for role in needing if self.values["roles"][role]["enters"] is False]
         if roles:

@@ -82,8 +82,14 @@ class _Comparison:
         differences = self._differences(position.compared) if position.compared else []
         of_position = [position.finding] if position.finding else []
         of_version = [*self._owner_findings, *self._version_schema(), *self._version_table()]
-        of_access = database.access.findings(self._history.schema(position.compared))
-        findings = [*of_version, *self._findings(differences), *of_access]
+        compared_schema = self._history.schema(position.compared)
+        findings = [
+            *of_version,
+            # The policies that are to be created call it.
+            *database.access.missing_function(compared_schema),
+            *self._findings(differences),
+            *database.access.findings(compared_schema),
+        ]
         findings = [*of_position, *findings] if position.first else [*findings, *of_position]
         findings = list(platform_locks.with_locks(findings, database.policy_tables))
         expected = self._expected(self._target)

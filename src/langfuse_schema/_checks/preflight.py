@@ -108,8 +108,21 @@ class UpgradeChecks:
         found = catalog.read(connection, list(head), catalog.SHAPE) if state.has_traces else {}
         return list(conflicts.unrecorded_tables(found, self._history, ["PUBLIC", *state.api_roles]))
 
-    def other(self, connection: Connection) -> list[Finding]:
-        """Check that a downgrade or a stamp can write."""
+    def downgrade(self, connection: Connection, applied: str) -> list[Finding]:
+        """Check that the tables are at the applied revision: a downgrade drops tables."""
+        position = Position(self._history, applied, self._history.after(applied))
+        names = list({**position.before, **position.after})
+        found = catalog.read(connection, names, catalog.SHAPE)
+        findings = self.stamp(connection)
+        lost = [n for n, table in position.before.items() if not table.partial and n not in found]
+        if lost:
+            findings += conflicts.lost_tables(found, position)
+        elif position.pending:
+            findings += conflicts.later_revision(found, position)
+        return findings
+
+    def stamp(self, connection: Connection) -> list[Finding]:
+        """Check that the version table can be written."""
         state = requirements.server_state(connection, {})
         findings = [*requirements.server(state), *requirements.version_table(state)]
         return requirements.one_cause(findings, state)
@@ -130,6 +143,10 @@ class NoChecks(UpgradeChecks):
         """Accept any database."""
         return []
 
-    def other(self, *_: object) -> list[Finding]:
+    def downgrade(self, *_: object) -> list[Finding]:
+        """Accept any database."""
+        return []
+
+    def stamp(self, *_: object) -> list[Finding]:
         """Accept any database."""
         return []

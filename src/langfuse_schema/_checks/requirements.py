@@ -279,9 +279,12 @@ def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]
 def user_id_function(state: ServerState) -> Iterator[Finding]:
     """Check that new policies can call `auth.uid()`."""
     if state.uid_types != ["uuid"]:
-        number, types = len(state.uid_types), ", ".join(state.uid_types)
-        found = f"{number} functions can be called, ambiguously" if number > 1 else types
-        yield finding("uid-function-missing", USER_ID_FUNCTION, found=found or "no such function")
+        found, advice = ", ".join(state.uid_types), "Connect to the app's Supabase database."
+        if len(state.uid_types) > 1:
+            found = f"{len(state.uid_types)} functions can be called, ambiguously"
+            advice = "Drop or rename those that have arguments with defaults."
+        found = found or "no such function"
+        yield finding("uid-function-missing", USER_ID_FUNCTION, found=found, advice=advice)
     elif state.may_enter_auth is False:
         yield _privilege(state, "USAGE", "SCHEMA", "auth")
 

@@ -25,12 +25,13 @@ _CLAIMS = {
 _EXPECTED = {"without claims": "NULL", "with a sub in the claims": _USER_ID}
 """The result of the function of Supabase, by the claims."""
 
-_REPAIR = """CREATE OR REPLACE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS $$
+REPAIR = """CREATE OR REPLACE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS $$
   SELECT coalesce(
     nullif(current_setting('request.jwt.claim.sub', true), ''),
     (nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub')
   )::uuid
 $$;"""
+"""The statement that creates the function of Supabase, or replaces another one."""
 
 # Each call runs as a user of the Data API, and is rolled back by its exception: the role, the
 # claims, and all that the function does. Only its result is kept, until the transaction ends.
@@ -88,7 +89,7 @@ def findings(volatility: str, returned: dict[str, str], who: str) -> Iterator[Fi
         for claims, found in returned.items()
         if found != _EXPECTED[claims]
     ]
-    fix: tuple[str, ...] = (_REPAIR,)
+    fix: tuple[str, ...] = (REPAIR,)
     if not different and volatility != "s":
         different = [{"i": "an IMMUTABLE function", "v": "a VOLATILE function"}[volatility]]
         fix = (f"ALTER FUNCTION {NAME} STABLE;",)

@@ -1,7 +1,7 @@
 """Render differences as the SQL that repairs them.
 
-Statements run one by one, not in a transaction. Indexes are built CONCURRENTLY, so that no write
-waits for them.
+Statements run one by one, and a new table is created and closed in a transaction. Indexes are built
+CONCURRENTLY, so that no write waits for them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ def repair_sql(difference: Difference, roles: Collection[str] = ()) -> tuple[str
 
 
 def _create_table(table: Table, roles: Collection[str]) -> Iterator[str]:
-    yield from ddl.create_table(table)
-    yield from ddl.close_table(table, roles)
+    create, *indexes = ddl.create_table(table)
+    # Default privileges can open the new table until its transaction ends.
+    yield from ("BEGIN", create, *ddl.close_table(table, roles), "COMMIT")
+    yield from indexes
     yield from (ddl.create_policy(table, policy) for policy in table.policies)
     yield from ddl.grants(table, [grant for grant in table.grants if grant.role in roles])
 

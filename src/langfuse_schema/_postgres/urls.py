@@ -44,9 +44,8 @@ def parse_url(url: str | URL, origin: str) -> URL:
         # The text can hold a password at an unknown place, so it is not shown.
         found = "an empty text" if not url else "a text that is no URL"
         raise SchemaError(_invalid(origin, found)) from None
-    if "@" in (parsed.host or ""):
-        # The rest of the password would be shown as the host.
-        raise SchemaError(_invalid(origin, "a password with an @ in it"))
+    if unusable := _unusable_part(parsed):
+        raise SchemaError(_invalid(origin, unusable))
     if dialect not in ("postgres", "postgresql"):
         raise SchemaError(finding("url-not-postgresql", origin, dialect=dialect, example=EXAMPLE))
     schema = parsed.query.get("schema", "public")
@@ -114,6 +113,13 @@ def _known_to_libpq(name: str) -> bool:
     except psycopg2.ProgrammingError:
         return False
     return True
+
+
+def _unusable_part(url: URL) -> str | None:
+    if "\0" in unquote(url.render_as_string(hide_password=False)):
+        return "a null character, written as %00"
+    # The rest of the password would be shown as the host.
+    return "a password with an @ in it" if "@" in (url.host or "") else None
 
 
 def _invalid(origin: str, found: str) -> Finding:

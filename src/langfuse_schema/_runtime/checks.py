@@ -34,8 +34,11 @@ class Checks(Protocol):
     ) -> list[Finding]:
         """Check the database before these revisions run. Without any, check the applied one."""
 
-    def other(self, connection: Connection) -> list[Finding]:
-        """Check the database before a downgrade or a stamp."""
+    def downgrade(self, connection: Connection, applied: str) -> list[Finding]:
+        """Check the database before a downgrade from the applied revision."""
+
+    def stamp(self, connection: Connection) -> list[Finding]:
+        """Check the database before a revision is recorded."""
 
     def prepare(self, connection: Connection) -> None:
         """Create the version table unless it exists. The runner commits."""

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager, nullcontext
+from io import StringIO
 from logging.config import fileConfig
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -54,10 +55,8 @@ def run_offline(
 
     `configure` passes options to `context.configure`.
     """
-    offline = {
-        **OFFLINE,
-        "output_buffer": _ScriptOutput(context.config.output_buffer or sys.stdout, version_table),
-    }
+    script = _Script(version_table)
+    offline = {**OFFLINE, "output_buffer": script}
     configure(**offline)
     configure(**offline, fn=alembic_internals.offline_steps(context))
     from_base = context.get_starting_revision_argument() is None
@@ -75,21 +74,24 @@ def run_offline(
         context.run_migrations()
     if from_base:
         context.execute(version_table.close_table())
+    output: TextIO = context.config.output_buffer or sys.stdout
+    output.write(script.getvalue())
+    output.flush()
 
 
-class _ScriptOutput:
-    """The output of a script. A downgrade to base keeps the version table, so it can exist."""
+class _Script(StringIO):
+    """A script, which is printed once it is complete.
 
-    def __init__(self, output: TextIO, version_table: VersionTable) -> None:
-        self._output = output
+    A downgrade to base keeps the version table, so it can exist.
+    """
+
+    def __init__(self, version_table: VersionTable) -> None:
+        super().__init__()
         self._table = f"CREATE TABLE {version_table} ("
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         created = self._table.replace("TABLE", "TABLE IF NOT EXISTS", 1)
-        self._output.write(text.replace(self._table, created))
-
-    def flush(self) -> None:
-        self._output.flush()
+        return super().write(text.replace(self._table, created))
 
 
 @contextmanager

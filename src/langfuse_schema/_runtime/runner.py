@@ -191,11 +191,13 @@ class Runner:
         if self.checks is None:
             return
         steps = self._steps
+        applied = steps.heads[0] if steps.heads else None
         if steps.only_upgrades:
-            applied = steps.heads[0] if steps.heads else None
             findings = self.checks.upgrade(self.connection, applied, steps.revisions)
+        elif applied and steps.kind == "Downgraded":
+            findings = self.checks.downgrade(self.connection, applied)
         else:
-            findings = self.checks.other(self.connection)
+            findings = self.checks.stamp(self.connection)
         self.connection.rollback()
         for one in findings:
             if one.severity == "warning":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from functools import partial
@@ -24,7 +23,7 @@ from langfuse_schema._postgres.findings import (
 from langfuse_schema._postgres.terminal import coloured, print_findings
 from langfuse_schema._runtime.environment import configure_logging, interrupts
 from langfuse_schema.cli.arguments import parser
-from langfuse_schema.cli.failures import findings_of
+from langfuse_schema.cli.failures import BY_SIGNAL, findings_of, is_of_alembic
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -35,8 +34,6 @@ _ALEMBIC_COMMANDS = (
     *(command.heads, command.show, command.check, command.stamp),
 )
 """The commands of Alembic that do not write revision files."""
-
-_BY_SIGNAL = 128  # plus its number, as in shells
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,18 +78,15 @@ def _run(config: Config, options: Namespace) -> int:
             **{name: values.get(name) for name in keywords},
         )
         sys.stdout.flush()
-    except (CommandError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader, such as `head`, has read enough. Nothing is left to be flushed.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _BY_SIGNAL + signal.SIGPIPE
-        if options.raiseerr:
+    except (CommandError, OSError, AssertionError, ValueError) as error:
+        from_alembic = isinstance(error, (CommandError, OSError)) or is_of_alembic(error)
+        if options.raiseerr or isinstance(error, BrokenPipeError) or not from_alembic:
             raise
         return _failed(error, function.__name__, as_json=values.get("format") == "json")
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to resume", file=sys.stderr)
         number: int = next(iter(interrupt.args), signal.SIGINT)
-        return _BY_SIGNAL + number
+        return BY_SIGNAL + number
     return code or 0
 
 
