@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from alembic.util import CommandError
 
+from langfuse_schema.operations import create_index_online
 from tests.helpers import projects
 from tests.helpers.databases import SUPERUSER, Database, run_script
 from tests.helpers.projects import PLAIN_CALL, RUNNER_CALL, Project
@@ -179,3 +180,52 @@ def test_script_of_helpers_runs_twice(database: Database, tmp_path: Path, psql: 
     assert index(database, "By Id") == built
     run_script(psql, database, down)
     assert index(database, "By Id") is None
+
+
+ODD_ORDERS = """
+from alembic import op
+
+revision, down_revision = "a", None
+
+
+def upgrade():
+    op.execute('''CREATE SCHEMA "it's %"''')
+    op.execute('''CREATE TABLE "it's %"."50%" (id int)''')
+
+
+def downgrade():
+    op.execute('''DROP SCHEMA "it's %" CASCADE''')
+"""
+ODD_INDEX = """
+from langfuse_schema import operations
+
+revision, down_revision = "b", "a"
+
+
+def upgrade():
+    operations.create_index_online("100% O'Neil", "50%", ["id"], schema="it's %")
+
+
+def downgrade():
+    operations.drop_index_online("100% O'Neil", schema="it's %")
+"""
+
+
+@pytest.mark.parametrize("call", [WITH_RUNNER, WITHOUT_RUNNER])
+def test_percent_signs_and_apostrophes_in_names_are_kept(
+    database: Database, tmp_path: Path, psql: str, call: str
+) -> None:
+    project = projects.create(tmp_path, call, a=ODD_ORDERS, b=ODD_INDEX)
+    names = "SELECT indexname FROM pg_indexes WHERE tablename = '50%'"
+    project.migrate(database, "head")
+    assert database.execute(names) == [("100% O'Neil",)]
+    project.migrate(database, "a", downgrade=True)
+    assert database.execute(names) == []
+    up = project.alembic(database, "upgrade", "a:b", "--sql").stdout
+    run_script(psql, database, up)
+    assert database.execute(names) == [("100% O'Neil",)]
+
+
+def test_string_instead_of_list_of_columns_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"'email' is one string; pass a list, such as \['email'\]"):
+        create_index_online("by_email", "orders", "email")

@@ -414,7 +414,8 @@ REFUSED_OPTIONS = {
     "one transaction": ("transaction_per_migration=False", "option-invalid", "Remove transaction"),
     "no transactions": ("transactional_ddl=False", "option-invalid", "Remove transactional_ddl"),
     "lock_timeout": ("lock_timeout=0", "option-invalid", "lock_timeout=0.5"),
-    "idle limit": ("idle_session_timeout=-1", "option-invalid", "idle_session_timeout=0.5"),
+    "idle limit": ("idle_session_timeout=-1", "option-invalid", "idle_session_timeout=60"),
+    "lock_deadline": ("lock_deadline=0", "option-invalid", "lock_deadline=600"),
 }
 
 
@@ -571,3 +572,26 @@ def test_revision_under_runner_upgrades_langfuse_tables(
     assert tables(database, "a", "langfuse_traces") == {"a", "langfuse_traces"}
     assert verify(database.url) == []
     assert_no_advisory_lock(database)
+
+
+def test_record_of_revision_that_commits_is_kept(
+    database: Database, create: Callable[..., Project]
+) -> None:
+    commits = "op.execute('CREATE TABLE b (id int)')\n    op.get_bind().commit()"
+    project = create(a=table("a"), b=revision("b", "a", commits))
+    project.migrate(database, "head")
+    assert recorded(database) == ["b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_session_ended_by_server_is_reported_as_lost(
+    database: Database, create: Callable[..., Project], driver: str
+) -> None:
+    ends = "op.execute('SELECT pg_terminate_backend(pg_backend_pid())')"
+    project = create(a=table("a"), b=revision("b", "a", ends))
+    through = Database(database.url.set(drivername=f"postgresql+{driver}"))
+    with pytest.raises(SchemaError) as stopped:
+        project.migrate(through, "head")
+    assert [one.code for one in stopped.value.findings] == ["connection-lost"]
+    assert recorded(database) == ["a"]

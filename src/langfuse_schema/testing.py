@@ -133,6 +133,8 @@ def langfuse_database_url(_langfuse_template: Template) -> Iterator[str]:
         yield url
 
 
+_LOCK_DEADLINE_SECONDS = 10.0
+
 _RUN = pytest.StashKey[Run]()
 
 
@@ -166,16 +168,25 @@ def _langfuse_template(
     langfuse_app_migrations: Callable[[str], object] | None,
 ) -> Template:
     """Return the migrated database of this test run."""
+    app_migrations = langfuse_app_migrations
+    if app_migrations is not None and (
+        not callable(app_migrations) or inspect.iscoroutinefunction(app_migrations)
+    ):
+        return pytest.fail(
+            "the fixture langfuse_app_migrations must return a synchronous function of a URL",
+            pytrace=False,
+        )
 
     def fill(administrator: URL, owner: URL) -> None:
         app_tables = app_migrations is None
         prepare(administrator, app_tables=app_tables, example_rows=False, superuser=None)
         if app_migrations is not None:
             app_migrations(connection_string(owner))
-        migrations.upgrade(owner)
+        # A lock that is not available soon belongs to the app's migrations.
+        migrations.upgrade(owner, lock_deadline=_LOCK_DEADLINE_SECONDS)
 
-    app_migrations = langfuse_app_migrations
     try:
         return _run_of(pytestconfig).template(langfuse_server_url, fill)
     except SchemaError as error:
-        return pytest.fail(str(error), pytrace=False)
+        message = str(error).strip()
+    return pytest.fail(message, pytrace=False)

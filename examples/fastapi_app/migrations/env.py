@@ -16,6 +16,7 @@ with app.sync_engine(url).connect() as connection:
         target_metadata=app.metadata,
         # Autogenerate must ignore the Langfuse tables, because langfuse-schema migrates them.
         include_object=langfuse_schema.include_object,
+        process_revision_directives=langfuse_schema.process_revision_directives,
     )
     with context.begin_transaction():
         context.run_migrations()

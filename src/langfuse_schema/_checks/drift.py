@@ -64,6 +64,12 @@ class _Position:
     first: bool = True
 
 
+_IF_NOT_NEWER = (
+    "If a newer release of langfuse-schema migrated this database, install that release."
+    " Otherwise, record the revision of the tables:"
+)
+
+
 class _Comparison:
     """The comparison of one observed database."""
 
@@ -169,7 +175,8 @@ class _Comparison:
         adopted = equal if equal or not nearest else nearest[0]
         stamp, upgrade = f"langfuse-schema stamp {adopted}", f"langfuse-schema upgrade {target}"
         if adopted is None:
-            return _Position(target, self._finding(upgrade))
+            # The upgrade is refused until the differences are repaired.
+            return _Position(target, self._finding(upgrade), first=False)
         commands = (stamp,) if adopted == target else (stamp, upgrade)
         # The SQL repairs that revision, so it comes before the upgrade.
         return _Position(adopted, self._finding(*commands), first=adopted == equal)
@@ -178,17 +185,19 @@ class _Comparison:
         return self._history.position(revision) < self._history.position(self._target)
 
     def _finding(self, *commands: str) -> Finding:
-        recorded = self._database.revisions or ()
-        code, found = "revision-unknown", ", ".join(recorded)
+        recorded, advice = self._database.revisions or (), "Run:"
         if not self._is_migrated():
             return finding("not-migrated", self._database.facts["database"], fix=commands)
         if self._database.version_table is None:
             code, found = "version-table-missing", "no such table"
         elif not recorded:
             code, found = "revision-behind", "no revision"
-        elif recorded[0] in self._history.revisions:
-            code = f"revision-{'behind' if self._is_behind(recorded[0]) else 'ahead'}"
-        values = {"found": found, "expected": self._target, "advice": "Run:"}
+        elif len(recorded) > 1 or recorded[0] not in self._history.revisions:
+            code, found, advice = "revision-unknown", ", ".join(recorded), _IF_NOT_NEWER
+        else:
+            (found,) = recorded
+            code = f"revision-{'behind' if self._is_behind(found) else 'ahead'}"
+        values = {"found": found, "expected": self._target, "advice": advice}
         return finding(code, _VERSION, **values, fix=commands)
 
     def _findings(self, differences: list[Difference]) -> list[Finding]:

@@ -51,9 +51,10 @@ class Options:
                 continue
             if not isinstance(value, int | float) or not _SHORTEST <= value <= _LONGEST:
                 expected = f"a time in seconds, from {_SHORTEST} to {_LONGEST:,.0f}"
-                advice = f"Write it as {name}=0.5."
-                if not name.startswith("idle"):
-                    advice = f"Write it as {name}=0.5, or on the command line as -x {name}=500ms."
+                default = getattr(Options, name)
+                if name.startswith("idle"):
+                    default, expected = 60, f"{expected}, or 0 or None"
+                advice = f"Write it as {name}={default:g}."
                 raise invalid_option(name, repr(value), expected, advice)
 
 

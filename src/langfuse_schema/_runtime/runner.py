@@ -181,6 +181,8 @@ class Runner:
                 collect_statements(self.context, self._batch.collect)
             with self.context.begin_transaction():
                 self.context.run_migrations()
+            # The record of a revision that has committed is in a new transaction.
+            self.connection.commit()
         except (DBAPIError, PendingRollbackError) as error:
             self._recover(error)
             return False
@@ -284,10 +286,8 @@ class Runner:
             return
         silent = self._monitor.lost
         timed_out = None if silent or self.checks else self._session.timed_out(self._builds.idle)
-        if timed_out:
-            raise SchemaError(timed_out) from error
-        if silent or self.checks:
-            raise SchemaError(lost_sessions.lost(self.connection, error, silent=silent)) from error
+        lost = timed_out or lost_sessions.lost(self.connection, error, silent=silent)
+        raise SchemaError(lost) from error
 
     def _left(self) -> float:
         """Return the seconds until the deadline, counted from the first try of a step or build."""

@@ -99,7 +99,11 @@ def create_index_online(  # noqa: PLR0913 - the clauses of CREATE INDEX
 
     Raises:
         CommandError: another object has the name, or the index has another definition.
+        TypeError: `columns` or `include` is a string instead of a list.
     """
+    for argument in (columns, include):
+        if isinstance(argument, str):
+            raise TypeError(f"{argument!r} is one string; pass a list, such as [{argument!r}]")
     index = Index(
         schema=quoted(schema),
         table=quoted(table),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alembic import op
 from alembic.util import CommandError
 from sqlalchemy import text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 
 from langfuse_schema.operations._locks import execute, lock_tables
@@ -42,9 +43,13 @@ class Index:
         return f"CREATE {self.kind} {how}{existing}{self.name} ON {table} {self.body}"
 
 
+# The preparer of the connection doubles each %, which the execution of a text does too.
+_PREPARER = postgresql.dialect(paramstyle="named").identifier_preparer  # type: ignore[no-untyped-call] # of SQLAlchemy
+
+
 def quoted(name: str) -> str:
     """Return an identifier, quoted if it needs to be."""
-    return op.get_context().dialect.identifier_preparer.quote(name)
+    return _PREPARER.quote(name)
 
 
 def build(index: Index) -> None:
@@ -150,9 +155,7 @@ def _is_same(index: Index, found: str) -> bool:
     twin = "langfuse_schema_twin"
     savepoint = connection.begin_nested()
     try:
-        connection.exec_driver_sql(
-            f"CREATE TEMPORARY TABLE {twin} (LIKE {index.schema}.{index.table})"
-        )
+        execute(f"CREATE TEMPORARY TABLE {twin} (LIKE {index.schema}.{index.table})")
         execute(index.create(table=f"pg_temp.{twin}"))
         with _pinned_search_path(connection):
             query = text("SELECT pg_get_indexdef(to_regclass(:name))")
@@ -182,10 +185,12 @@ def _drop_invalid_index(index: Index, lock_timeout: str | None = None) -> None:
     # A script cannot drop CONCURRENTLY under a condition. This drop takes milliseconds. It waits
     # for a running build first, under a lock that blocks no read or write.
     limit = f"PERFORM set_config('lock_timeout', current_setting('{lock_timeout}'), true);"
-    definition, place = (value.replace("'", "''") for value in (index.create(), str(index)))
     table = f"{index.schema}.{index.table}"
+    definition, place, in_text = (
+        value.replace("'", "''") for value in (index.create(), str(index), table)
+    )
     invalid = f"""EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('{place}')
-             AND indrelid = to_regclass('{table}') AND NOT (indisvalid AND indisready))"""
+             AND indrelid = to_regclass('{in_text}') AND NOT (indisvalid AND indisready))"""
     execute(
         f"""
 DO $$
@@ -198,7 +203,7 @@ BEGIN
     DROP INDEX {index};
   ELSIF to_regclass('{place}') IS NOT NULL
     AND pg_get_indexdef(to_regclass('{place}')) IS DISTINCT FROM '{definition}' THEN
-    RAISE EXCEPTION '{place} has another shape; rename it and run this again';
+    RAISE EXCEPTION '{place.replace("%", "%%")} has another shape; rename it and run this again';
   END IF;
 END $$"""
     )
