@@ -202,6 +202,7 @@ class TestCheck:
 
 
 class TestCommandLine:
+    @pytest.mark.slow
     def test_command_line_omits_commands_that_write_into_package(self) -> None:
         text = langfuse_schema(None, "--help").stdout
         for name in ("upgrade", "downgrade", "stamp", "preflight", "dev"):
@@ -283,9 +284,14 @@ class TestCommandLine:
         [
             (("upgrad", "head"), "upgrade"),
             (("verfy",), "verify"),
-            (("--quite", "history"), "--quiet"),
-            (("export", "directory", "--on-transaction"), "--one-transaction"),
-            (("verify", "--format", "jsn"), "json"),
+            *(
+                pytest.param(given, nearest, marks=pytest.mark.slow)
+                for given, nearest in (
+                    (("--quite", "history"), "--quiet"),
+                    (("export", "directory", "--on-transaction"), "--one-transaction"),
+                    (("verify", "--format", "jsn"), "json"),
+                )
+            ),
         ],
     )
     def test_unknown_name_exits_2_and_suggests_nearest(

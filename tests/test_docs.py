@@ -190,7 +190,11 @@ def runs_elsewhere(program: str) -> bool:
 @pytest.mark.parametrize(
     "program",
     [
-        pytest.param(program, id=f"{page.name}: {program.splitlines()[0][:60]}")
+        pytest.param(
+            program,
+            id=f"{page.name}: {program.splitlines()[0][:60]}",
+            marks=() if page.parent == CHECKOUT else pytest.mark.slow,
+        )
         for page in PAGES
         for program in blocks(page.read_text(encoding="utf-8"), "python")
         if not runs_elsewhere(program)

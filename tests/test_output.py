@@ -47,7 +47,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", ["history", pytest.param("--help", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", [pytest.param("", marks=pytest.mark.slow), "1"])
 def test_full_output_device_is_reported_once_with_exit_code_2(
     arguments: str, unbuffered: str
 ) -> None:
@@ -59,7 +59,7 @@ def test_full_output_device_is_reported_once_with_exit_code_2(
     assert ended.stderr.count("No space left on device") == 1
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", [pytest.param("", marks=pytest.mark.slow), "1"])
 def test_reader_that_closes_output_is_reported_by_exit_code_141(unbuffered: str) -> None:
     ended = shell(f"{{ PYTHONUNBUFFERED={unbuffered} $0 history; echo $? >&2; }} | exec true")
     assert ended.stderr == "141\n"

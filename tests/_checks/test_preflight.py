@@ -140,7 +140,7 @@ def test_preflight_warns_about_open_transaction_on_app_table(database: Database)
     assert "supabase_admin, payroll" in finding["cause"]
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+@pytest.mark.parametrize("encoding", ["LATIN1", pytest.param("SQL_ASCII", marks=pytest.mark.slow)])
 def test_preflight_shows_japanese_query_in_any_client_encoding(
     database: Database, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,11 +143,16 @@ class TestUrl:
         ("option", "expected"),
         [
             ("lock_timeout=500", "a time above zero with its unit"),
-            ("lock_timeout=0s", "a time above zero with its unit"),
             ("lock_timeuot=1s", "one of url, embedded, lock_timeout, lock_deadline"),
-            ("lock_timeuot=1s", "-x lock_timeout=VALUE"),
-            ("conect_timeout=1s", "-x connect_timeout=VALUE"),
-            ("embedded=yes", "true or false"),
+            *(
+                pytest.param(option, expected, marks=pytest.mark.slow)
+                for option, expected in (
+                    ("lock_timeout=0s", "a time above zero with its unit"),
+                    ("lock_timeuot=1s", "-x lock_timeout=VALUE"),
+                    ("conect_timeout=1s", "-x connect_timeout=VALUE"),
+                    ("embedded=yes", "true or false"),
+                )
+            ),
         ],
     )
     def test_invalid_x_option_is_refused_with_valid_form(

@@ -420,7 +420,13 @@ def test_repeated_concurrent_starts_never_use_stopping_server(folder: Path) -> N
 
 @pytest.mark.parametrize(
     "name",
-    ["with space", "plus+percent%41", "瞑想", "quote'\"and,comma:colon", "long" * 50],
+    [
+        pytest.param("with space", marks=pytest.mark.slow),
+        pytest.param("plus+percent%41", marks=pytest.mark.slow),
+        "瞑想",
+        pytest.param("quote'\"and,comma:colon", marks=pytest.mark.slow),
+        "long" * 50,
+    ],
     ids=["space", "plus and percent", "Japanese", "quotes and commas", "longer than a socket path"],
 )
 def test_start_accepts_any_directory_name(folder: Path, name: str) -> None:
@@ -565,7 +571,9 @@ def test_start_reports_directory_that_cannot_be_created(folder: Path) -> None:
 # dev
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_dev_prints_url_and_psql_command_and_stops_on_signal(
     folder: Path, other_programs: Callable[..., subprocess.Popen[str]], number: int
 ) -> None:

@@ -95,11 +95,11 @@ def test_send_pending_sends_every_score_and_records_run(
         (202, "sent!", None),
         (207, "failed", "rejected: comment is too long"),
         (400, "failed", "HTTP 400"),
-        (401, "pending", "HTTP 401"),
-        (429, "pending", "HTTP 429"),
+        pytest.param(401, "pending", "HTTP 401", marks=pytest.mark.slow),
+        pytest.param(429, "pending", "HTTP 429", marks=pytest.mark.slow),
         (500, "pending", "HTTP 500"),
         (TIMEOUT, "pending", "ReadTimeout"),
-        (DROP, "pending", "RemoteProtocolError"),
+        pytest.param(DROP, "pending", "RemoteProtocolError", marks=pytest.mark.slow),
     ],
 )
 def test_send_pending_sets_status_for_each_response_of_api(

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from langfuse_schema._checks import access, app_tables, conflicts, platform_locks, requirements
+from langfuse_schema._checks import (
+    access,
+    app_tables,
+    conflicts,
+    platform_locks,
+    requirements,
+    uid_function,
+)
 from langfuse_schema._history.chain import VERSION_TABLE, Position
 from langfuse_schema._postgres import catalog
 from langfuse_schema._postgres.findings import finding
@@ -39,7 +46,7 @@ def check(connection: Connection, upgrade: Position) -> list[Finding]:
     if requirements.USERS in upgrade.referenced():
         findings += requirements.users_table(connection, state)
     findings += app_tables.check(connection, found, upgrade, state.role)
-    if upgrade.calls(requirements.USER_ID_FUNCTION):
+    if upgrade.calls(uid_function.NAME):
         findings += requirements.user_id_function(state)
     if state.has_traces:
         roles = ("PUBLIC", *state.api_roles)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 OLDEST_SERVER = 14
 
 USERS = "auth.users"
-USER_ID_FUNCTION = uid_function.NAME
 
 
 @dataclass(frozen=True)
@@ -279,12 +278,12 @@ def users_table(connection: Connection, state: ServerState) -> Iterator[Finding]
 def user_id_function(state: ServerState) -> Iterator[Finding]:
     """Check that new policies can call `auth.uid()`."""
     if state.uid_types != ["uuid"]:
-        found, advice = ", ".join(state.uid_types), "Connect to the app's Supabase database."
-        if len(state.uid_types) > 1:
-            found = f"{len(state.uid_types)} functions can be called, ambiguously"
+        number, found = len(state.uid_types), ", ".join(state.uid_types) or "no such function"
+        advice = "Connect to the app's Supabase database."
+        if number > 1:
+            found = f"{number} functions can be called, ambiguously"
             advice = "Drop or rename those that have arguments with defaults."
-        found = found or "no such function"
-        yield finding("uid-function-missing", USER_ID_FUNCTION, found=found, advice=advice)
+        yield finding("uid-function-missing", uid_function.NAME, found=found, advice=advice)
     elif state.may_enter_auth is False:
         yield _privilege(state, "USAGE", "SCHEMA", "auth")
 
