@@ -70,6 +70,8 @@ def test_check_lists_each_difference_in_words(database: Database) -> None:
     migrations.upgrade(database.url)
     database.execute("ALTER TABLE langfuse_traces ADD note text")
     database.execute("ALTER TABLE langfuse_traces ALTER entity_type DROP NOT NULL")
+    database.execute("ALTER TABLE langfuse_scores ALTER comment TYPE integer USING NULL")
+    database.execute("ALTER TABLE langfuse_scores ALTER comment SET NOT NULL")
     database.execute("ALTER TABLE langfuse_scores DROP CONSTRAINT langfuse_scores_trace_id_fkey")
     database.execute("DROP INDEX idx_langfuse_scores_status")
     outcome = langfuse_schema(database, "check")
@@ -80,6 +82,8 @@ def test_check_lists_each_difference_in_words(database: Database) -> None:
     for line in (
         "remove column public.langfuse_traces.note",
         "modify nullable of column public.langfuse_traces.entity_type",
+        "modify type of column public.langfuse_scores.comment",
+        "modify nullable of column public.langfuse_scores.comment",
         "add fk langfuse_scores_trace_id_fkey of public.langfuse_scores",
         "add index idx_langfuse_scores_status of public.langfuse_scores",
     ):

@@ -187,6 +187,11 @@ DATABASE_CASES = (
     name_taken("CREATE SEQUENCE public.rate_limit_logs"),
     name_taken("CREATE TYPE public.rate_limit_logs AS ENUM ('a')"),
     name_taken("CREATE DOMAIN public.rate_limit_logs AS text"),
+    name_taken(
+        "CREATE TABLE public.langfuse_traces (id int);"
+        " CREATE INDEX idx_langfuse_traces_user_id ON public.langfuse_traces (id)"
+    ),
+    Case("name-taken", "CREATE VIEW public.rate_limit_logs AS SELECT 1"),
     name_taken("CREATE INDEX idx_langfuse_scores_status ON public.reflections (body)"),
     name_taken("CREATE INDEX idx_reflections_langfuse_trace_id ON public.reflections (body)"),
     name_taken("ALTER TABLE public.reflections ADD langfuse_trace_id text"),

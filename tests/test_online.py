@@ -415,6 +415,8 @@ REFUSED_OPTIONS = {
     "no transactions": ("transactional_ddl=False", "option-invalid", "Remove transactional_ddl"),
     "lock_timeout": ("lock_timeout=0", "option-invalid", "lock_timeout=0.5"),
     "idle limit": ("idle_session_timeout=-1", "option-invalid", "idle_session_timeout=60"),
+    "typing error": ("locktimeout=3", "option-invalid", "Write it as lock_timeout."),
+    "SQL": ("as_sql=True", "option-invalid", "Remove as_sql"),
     "lock_deadline": ("lock_deadline=0", "option-invalid", "lock_deadline=600"),
 }
 

@@ -290,5 +290,5 @@ def test_as_user_refuses_autocommit_connection(engine: sa.Engine) -> None:
 
 def test_as_user_refuses_text_that_is_no_uuid() -> None:
     connection = sa.create_mock_engine("postgresql+psycopg2://", lambda *_: None)
-    with pytest.raises(ValueError, match="badly formed"):
+    with pytest.raises(ValueError, match="user_id must be a UUID or None, not 'aoi'"):
         as_user(connection, "aoi")  # type: ignore[call-overload]

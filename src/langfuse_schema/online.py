@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -111,6 +112,12 @@ def _check_options(context: EnvironmentContext, configure: dict[str, Any]) -> No
             "Call it in run_migrations_online() only. The offline part of env.py stays as it is."
         )
         raise invalid_option("run_migrations", "offline mode", expected, advice)
+    for name in configure:
+        for nearest in get_close_matches(name, vars(Options()), 1, 0.8):
+            raise invalid_option(name, name, nearest, f"Write it as {nearest}.")
+    if configure.get("as_sql"):
+        advice = "Remove as_sql from the call. To print SQL, use the command with --sql."
+        raise invalid_option("as_sql", "True", "a run with a connection", advice)
     for name in ("transaction_per_migration", "transactional_ddl"):
         if configure.get(name) is False:
             expected = "True: a revision is retried and resumed in its own transaction"

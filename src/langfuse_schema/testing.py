@@ -79,9 +79,13 @@ def as_user(
 
     Raises:
         SchemaError: the connection is in AUTOCOMMIT mode, where the role would end at once.
+        ValueError: `user_id` is not a UUID.
     """
     role = "anon" if user_id is None else "authenticated"
-    subject = {} if user_id is None else {"sub": str(UUID(str(user_id)))}
+    try:
+        subject = {} if user_id is None else {"sub": str(UUID(str(user_id)))}
+    except ValueError:
+        raise ValueError(f"user_id must be a UUID or None, not {user_id!r}") from None
     token = json.dumps({**(claims or {}), **subject, "role": role})
     values = {"role": role, "claims": token, "subject": subject.get("sub", "")}
     done = connection.execute(_SIGN_IN, values)

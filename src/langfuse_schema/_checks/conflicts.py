@@ -6,10 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import text
-
 from langfuse_schema._history.chain import VERSION_TABLE
-from langfuse_schema._history.snapshots import granted_to, names
+from langfuse_schema._history.snapshots import granted_to
 from langfuse_schema._postgres import ddl, messages
 from langfuse_schema._postgres.compare import Aspect, Difference, compare, compare_table
 from langfuse_schema._postgres.findings import counted, finding
@@ -18,8 +16,6 @@ from langfuse_schema._postgres.repair_sql import repair_sql
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
-
-    from sqlalchemy import Connection
 
     from langfuse_schema._history.chain import History, Position
     from langfuse_schema._history.snapshots import Tables
@@ -190,50 +186,6 @@ def later_revision(found: Tables, upgrade: Position) -> Iterator[Finding]:
         )
 
 
-_NAMED = text(
-    """
-    SELECT c.relname, c.relkind::text AS kind, t.relname AS table_name
-    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    LEFT JOIN pg_index AS i ON i.indexrelid = c.oid
-    LEFT JOIN pg_class AS t ON t.oid = i.indrelid
-    WHERE n.nspname = 'public' AND c.relname = ANY (:names)
-    UNION ALL
-    SELECT t.typname, 'type', NULL
-    FROM pg_type AS t JOIN pg_namespace AS n ON n.oid = t.typnamespace
-    WHERE n.nspname = 'public' AND t.typrelid = 0 AND t.typname = ANY (:tables)
-    """
-)
-
-
-def names_taken(connection: Connection, upgrade: Position, unrecorded: bool) -> Iterator[Finding]:
-    """Find relations and types with the name of a new table or index.
-
-    With `unrecorded`, `unrecorded_tables` reports the existing tables.
-    """
-    known = names(upgrade.before)
-    needed = {name: table for name, table in names(upgrade.after).items() if name not in known}
-    tables = [name for name, table in needed.items() if table == f"public.{name}"]
-    rows = connection.execute(_NAMED, {"names": list(needed), "tables": tables})
-    for name, kind, table in rows:
-        if kind in ("type", "c"):
-            what, described = "TYPE", "a type"
-        elif table is None and not (unrecorded and name in tables):
-            what, described = "TABLE", f"a {messages.RELATION_KINDS.get(kind, 'relation')}"
-        elif table is not None and f"public.{table}" != needed[name]:
-            what, described = "INDEX", f"an index of public.{table}"
-        else:
-            continue
-        rename = f"ALTER {what} public.{name} RENAME TO {name}_before"
-        yield _taken(f"public.{name}", described, needed[name], rename)
-
-
-def _taken(place: str, found: str, needed_for: str, command: str) -> Finding:
-    advice = "Drop it:" if command.startswith("DROP") else "Rename it:"
-    return finding(
-        "name-taken", place, found=found, needed=needed_for, advice=advice, fix=(f"{command};",)
-    )
-
-
 def parts(found: Tables, upgrade: Position) -> Iterator[Finding]:
     """Find parts of existing tables that differ from those which the upgrade builds on.
 
@@ -277,7 +229,9 @@ def _conflict(
     elif orphaned or existing != part or not upgrade.can_exist(table, part):
         place = messages.place(Difference(aspect, table, actual, part))
         definition = messages.definition(existing)
-        yield _taken(place, definition, f"a new {aspect}", _removal(table, existing))
+        command = _removal(table, existing)
+        advice = "Drop it:" if command.startswith("DROP") else "Rename it:"
+        yield messages.name_taken(place, definition, f"a new {aspect}", [command], advice)
 
 
 def _repairable(difference: Difference) -> Finding:

@@ -11,6 +11,7 @@ from langfuse_schema._checks import (
     conflicts,
     platform_locks,
     requirements,
+    taken_names,
     uid_function,
 )
 from langfuse_schema._history.chain import VERSION_TABLE, Position
@@ -69,7 +70,7 @@ def _conflicts(
         unrecorded = list(conflicts.unrecorded_tables(found, upgrade.history, roles))
     yield from [*later, *unrecorded]
     if not later:
-        yield from conflicts.names_taken(connection, upgrade, bool(unrecorded))
+        yield from taken_names.check(connection, upgrade, bool(unrecorded))
         yield from conflicts.parts(found, upgrade)
 
 

@@ -15,7 +15,7 @@ from langfuse_schema._postgres.findings import counted, finding
 from langfuse_schema._postgres.objects import Column, Constraint, Index, Named, Policy, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from langfuse_schema._postgres.findings import Finding
     from langfuse_schema._postgres.objects import Grant
@@ -71,6 +71,14 @@ def findings_of(
             yield finding_of(one, repair(one))
     if merged:
         yield _access(grants, repair)
+
+
+def name_taken(
+    place: str, found: str, needed_for: str, commands: Sequence[str], advice: str
+) -> Finding:
+    """Return the finding of an object with the name of a new one."""
+    values = {"found": found, "needed": needed_for, "advice": advice}
+    return finding("name-taken", place, **values, fix=[f"{command};" for command in commands])
 
 
 def _taken(

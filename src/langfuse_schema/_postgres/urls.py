@@ -42,8 +42,7 @@ def parse_url(url: str | URL, origin: str) -> URL:
         dialect = parsed.drivername.partition("+")[0].lower()
     except (ArgumentError, ValueError):
         # The text can hold a password at an unknown place, so it is not shown.
-        found = "an empty text" if not url else "a text that is no URL"
-        raise SchemaError(_invalid(origin, found)) from None
+        raise SchemaError(_invalid(origin, _kind_of_text(str(url)))) from None
     if unusable := _unusable_part(parsed):
         raise SchemaError(_invalid(origin, unusable))
     if dialect not in ("postgres", "postgresql"):
@@ -113,6 +112,12 @@ def _known_to_libpq(name: str) -> bool:
     except psycopg2.ProgrammingError:
         return False
     return True
+
+
+def _kind_of_text(text: str) -> str:
+    if not text:
+        return "an empty text"
+    return "a text in quotes" if text[0] in "'\"" else "a text that is no URL"
 
 
 def _unusable_part(url: URL) -> str | None:
