@@ -39,18 +39,20 @@ class History:
         scripts: the folder of env.py, below site-packages.
         driver: the driver of the URL.
         lowest: the earliest revision to which the downgrades work on PostgreSQL.
+        extra: the extra of the package that its env.py needs, in brackets.
     """
 
     package: str
     scripts: str
     driver: str
     lowest: str = "base"
+    extra: str = ""
 
 
 HISTORIES = {
     # With its own env.py, too, the downgrade of v3.0.0.c raises AttributeError.
     "optuna": History("optuna", "optuna/storages/_rdb/alembic", "psycopg2", "v3.0.0.c"),
-    "mlflow-auth": History("mlflow", "mlflow/server/auth/db/migrations", "psycopg"),
+    "mlflow-auth": History("mlflow", "mlflow/server/auth/db/migrations", "psycopg", extra="[auth]"),
 }
 
 INI = """\
@@ -199,7 +201,7 @@ def install(folder: Path, names: Sequence[str]) -> Path:
     """Install the projects and langfuse-schema in a new environment, and return its Python."""
     output([sys.executable, "-m", "venv", str(folder)])
     python = folder / "bin" / "python"
-    packages = [HISTORIES[name].package for name in names]
+    packages = [f"{HISTORIES[name].package}{HISTORIES[name].extra}" for name in names]
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     output([*pip, str(CHECKOUT), "psycopg[binary]", *packages])
     return python
