@@ -105,6 +105,13 @@ def _read(context: EnvironmentContext, checks: Checks | None) -> None:
         context.run_migrations()
 
 
+_TIMES = (
+    *("lock_timeout", "lock_deadline"),
+    *("idle_in_transaction_timeout", "idle_session_timeout"),
+)
+"""The options of `run_migrations` that Alembic would accept under a misspelt name."""
+
+
 def _check_options(context: EnvironmentContext, configure: dict[str, Any]) -> None:
     if context.is_offline_mode():
         expected = "a command without --sql"
@@ -113,7 +120,7 @@ def _check_options(context: EnvironmentContext, configure: dict[str, Any]) -> No
         )
         raise invalid_option("run_migrations", "offline mode", expected, advice)
     for name in configure:
-        for nearest in get_close_matches(name, vars(Options()), 1, 0.8):
+        for nearest in get_close_matches(name, _TIMES, 1, 0.8):
             raise invalid_option(name, name, nearest, f"Write it as {nearest}.")
     if configure.get("as_sql"):
         advice = "Remove as_sql from the call. To print SQL, use the command with --sql."

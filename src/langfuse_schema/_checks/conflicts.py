@@ -231,7 +231,7 @@ def _conflict(
         definition = messages.definition(existing)
         command = _removal(table, existing)
         advice = "Drop it:" if command.startswith("DROP") else "Rename it:"
-        yield messages.name_taken(place, definition, f"a new {aspect}", [command], advice)
+        yield messages.name_taken(place, definition, f"a new {aspect}", [f"{command};"], advice)
 
 
 def _repairable(difference: Difference) -> Finding:

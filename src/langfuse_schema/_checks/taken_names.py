@@ -55,8 +55,6 @@ def check(connection: Connection, upgrade: Position, unrecorded: bool) -> Iterat
         renamed = [(what, name)]
         # The indexes of another table with the name of a new one conflict too.
         renamed += [("INDEX", index) for index, _, of_table, _ in rows if of_table == name]
-        commands = [
-            f"ALTER {keyword} public.{one} RENAME TO {one}_before" for keyword, one in renamed
-        ]
+        fix = [f"ALTER {keyword} public.{one} RENAME TO {one}_before;" for keyword, one in renamed]
         advice = f"As {other_owner}, or as a superuser, run:" if other_owner else "Rename it:"
-        yield messages.name_taken(f"public.{name}", described, needed[name], commands, advice)
+        yield messages.name_taken(f"public.{name}", described, needed[name], fix, advice)

@@ -73,12 +73,10 @@ def findings_of(
         yield _access(grants, repair)
 
 
-def name_taken(
-    place: str, found: str, needed_for: str, commands: Sequence[str], advice: str
-) -> Finding:
+def name_taken(place: str, found: str, needed: str, fix: Sequence[str], advice: str) -> Finding:
     """Return the finding of an object with the name of a new one."""
-    values = {"found": found, "needed": needed_for, "advice": advice}
-    return finding("name-taken", place, **values, fix=[f"{command};" for command in commands])
+    values = {"found": found, "needed": needed, "advice": advice}
+    return finding("name-taken", place, **values, fix=fix)
 
 
 def _taken(
@@ -86,13 +84,12 @@ def _taken(
 ) -> Finding:
     kind = RELATION_KINDS.get(actual.kind, "relation")
     columns, needed = (", ".join(c.name for c in one.columns) for one in (actual, table))
-    return finding(
-        "name-taken",
+    return name_taken(
         table.qualified_name,
-        found=f"a {kind} ({columns}), with {counted(number, 'difference')}",
-        needed=f"a table ({needed})",
-        advice="Rename it. Then compare again:",
-        fix=repair(Difference("kind", table, actual)),
+        f"a {kind} ({columns}), with {counted(number, 'difference')}",
+        f"a table ({needed})",
+        repair(Difference("kind", table, actual)),
+        "Rename it. Then compare again:",
     )
 
 
